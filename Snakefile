@@ -1,0 +1,39 @@
+# Gramprune: prune large language models, one cached stage per rule.
+#
+#   snakemake --cores 8                 the runs of config.yaml
+#   snakemake --cores 8 --configfile examples/llama-3.2-1b.yaml
+#   snakemake -n                        what would be done, and why
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+if not workflow.configfiles:  # a file given with --configfile stands alone, nothing is merged into it
+
+    configfile: "config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/fetch.smk"
+include: "workflow/rules/activations.smk"
+include: "workflow/rules/prune.smk"
+include: "workflow/rules/checkpoint.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/results.smk"
+
+
+localrules:
+    all,
+    fetch_model,
+    fetch_data,
+
+
+rule all:
+    default_target: True
+    input:
+        "<results>/summary.csv",
+        "<results>/summary.parquet",
+        "<results>/layers.parquet",
+        "<results>/perplexity.svg",

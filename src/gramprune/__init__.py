@@ -1,0 +1,37 @@
+"""Gramprune: prune large language models after training, from one Gram matrix per linear input.
+
+    import gramprune as gp
+    pattern = gp.Pattern.parse("2:4")                           # or 0.5 with granularity="row" | "matrix"
+    mask = gp.select_mask(weight, gram, pattern, method="wanda")
+    new, stats = gp.update_weight(weight, gram, mask, method="admm")
+    mask, new, stats = gp.prune_weight(weight, gram, pattern, method="admm")
+    gp.layer_error(weight, new, gram)
+
+Weights are (out, in), Gram matrices (in, in), masks bool with True = kept.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Gram": "gramprune.gram",
+    "GrampruneError": "gramprune.errors",
+    "Pattern": "gramprune.sparsity",
+    "layer_error": "gramprune.gram",
+    "prune_weight": "gramprune.joint",
+    "select_mask": "gramprune.masks",
+    "update_weight": "gramprune.updates",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    """Imports a public name when it is first used: a stage that needs no torch does not pay for it."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'gramprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

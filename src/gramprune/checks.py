@@ -1,0 +1,75 @@
+"""Everything that can be known to be wrong before any job starts."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from gramprune import layout, settings, sources
+from gramprune.errors import GrampruneError, suggest
+from gramprune.layout import selected
+from gramprune.settings import Settings
+
+
+def check(config: dict[str, Any]) -> tuple[Settings, dict[str, dict[str, Any]]]:
+    """The settings of a parsed config.yaml, and the layout of every model by name.
+
+    Raises GrampruneError with one sentence for a setting that is wrong or that a model or text cannot satisfy.
+    """
+    chosen = settings.load(config)
+    layouts = {}
+    for model in chosen.model:
+        content = sources.model_config(model.kind, model.location, model.revision)
+        found = layout.cached(Path(chosen.results, model.name, "layout.json"), content)
+        check_model(found, model.name, chosen)
+        layouts[model.name] = found
+    check_texts(chosen)
+    return chosen, layouts
+
+
+def check_model(found: dict[str, Any], model: str, chosen: Settings) -> None:
+    """Raises GrampruneError for settings that a model with this layout cannot have."""
+    context = found["context"]
+    lengths = {
+        "calibration.length": chosen.calibration.length,
+        "evaluation.perplexity.length": chosen.evaluation.perplexity.length,
+    }
+    for setting, length in lengths.items():
+        if context and length > context:
+            raise GrampruneError(
+                f"config: {setting} is {length}, but the model {model} takes {context} tokens at most; lower it."
+            )
+    everything = sorted({name for block in found["blocks"] for name in block["linears"]})
+    for pattern in chosen.exclude:
+        if not any(fnmatch(name, pattern) for name in everything):
+            raise GrampruneError(
+                f"config: exclude: {pattern!r} matches no linear of the model {model}; {suggest(pattern, everything)}"
+            )
+    if not selected(everything, chosen.exclude):
+        raise GrampruneError(f"config: exclude leaves nothing to prune in the model {model}.")
+    for run in chosen.runs:
+        for index, block in enumerate(found["blocks"]):
+            for name in selected(block["linears"], chosen.exclude):
+                columns = block["linears"][name]["columns"]
+                run.pattern.check(columns, f"config: run {run.name!r}: in the model {model}, block {index}, {name}")
+
+
+def check_texts(chosen: Settings) -> None:
+    """Raises GrampruneError for a local text that is missing or certainly too short: a token is a byte at least."""
+    calibration, perplexity = chosen.calibration, chosen.evaluation.perplexity
+    needed = {calibration.dataset: calibration.samples * calibration.length}
+    for name in perplexity.datasets:
+        needed[name] = max(needed.get(name, 0), perplexity.length * (perplexity.windows or 1))
+    for name, tokens in needed.items():
+        path = chosen.all_datasets[name].path
+        if path is None:
+            continue
+        if not Path(path).is_file():
+            raise GrampruneError(f"config: datasets.{name}.path: the file {path} does not exist.")
+        size = Path(path).stat().st_size
+        if size < tokens and not path.endswith(".parquet"):  # compressed
+            raise GrampruneError(
+                f"config: the dataset {name} ({path}) has {size:,} bytes, too little text for the {tokens:,} tokens "
+                "that are asked for (samples or windows × length); give more text or ask for less."
+            )

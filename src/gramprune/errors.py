@@ -1,0 +1,16 @@
+"""The one exception that stands for a user's mistake, and the sentence that names the nearest right word."""
+
+from difflib import get_close_matches
+from typing import Iterable
+
+
+class GrampruneError(Exception):
+    """Something that the user can mend; its text is one sentence: what, found, expected, what to do."""
+
+
+def suggest(found: str, allowed: Iterable[str]) -> str:
+    """The nearest of `allowed` and the whole list, as the end of an error's sentence."""
+    allowed = sorted(allowed)
+    nearest = get_close_matches(found, allowed, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"{hint}Known: {', '.join(allowed)}."

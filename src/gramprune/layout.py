@@ -1,0 +1,84 @@
+"""What would be pruned: the linears of every block, found from a model's config.json alone.
+
+The model is built without weights; one block of each kind runs on zeros for a few tokens, which tells which linears
+are called as modules, and which of them see the same input and so share a Gram matrix. Costs a second or two and no
+noticeable memory (untouched zero pages), for a model of any size.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Iterable
+
+from gramprune import files, fingerprint
+from gramprune.errors import GrampruneError
+
+
+def cached(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The layout of a config, from `path` if it was made for the same config and libraries, else made and kept.
+
+    The file is for people too: it lists what will be pruned. transformers is imported only when it must be made.
+    """
+    key = fingerprint.short(fingerprint.canonical([config, files.versions(), fingerprint.code(__name__)]))
+    if path.exists():
+        known = files.read_json(path)
+        if known.get("key") == key:
+            return known
+    layout = {"key": key, **describe(config)}
+    files.write_json(path, layout)
+    return layout
+
+
+def describe(config: dict[str, Any]) -> dict[str, Any]:
+    """Blocks, their linears and the context length of the model that a config.json describes.
+
+    `blocks[i]["linears"]` maps a linear's name to `rows`, `columns` and `input`, the first linear with the same input;
+    `blocks[i]["unseen"]` lists linears whose weight is read without calling the module: they stay dense.
+    Raises GrampruneError for architectures that cannot be pruned.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    from gramprune.blocks import Blocks, inputs_of, is_transposed, linears, shared_inputs
+
+    try:
+        parsed = AutoConfig.for_model(**config)
+        dtype = torch.bfloat16
+        blocks = Blocks(parsed, dtype, lambda name, like: torch.zeros(like.shape, dtype=dtype))
+    except (KeyError, ValueError, TypeError) as error:
+        reason = str(error).split(" Should contain")[0].splitlines()[0]
+        raise GrampruneError(
+            f"config.json (model_type {config.get('model_type')!r}) is not a causal language model that the installed "
+            f"transformers knows: {reason}"
+        ) from error
+    kinds: dict[str, dict[str, Any]] = {}
+    described = []
+    for index in range(len(blocks)):
+        shapes = {n: (*m.weight.shape, is_transposed(m)) for n, m in linears(blocks[index]).items()}
+        kind = f"{type(blocks[index]).__name__} {shapes}"
+        if kind not in kinds:
+            with blocks.loaded(index) as block, inputs_of(linears(block)) as inputs:
+                blocks.forward(torch.zeros(1, 4, dtype=torch.int64))
+            first = shared_inputs(inputs)
+            kinds[kind] = {
+                "linears": {
+                    name: {"rows": rows, "columns": columns, "input": first[name]}
+                    for name, (a, b, transposed) in shapes.items()
+                    if name in first
+                    for rows, columns in [(b, a) if transposed else (a, b)]
+                },
+                "unseen": sorted(shapes.keys() - first.keys()),
+            }
+        described.append(kinds[kind])
+    text = parsed.get_text_config()
+    return {
+        "model_type": config["model_type"],
+        "context": getattr(text, "max_position_embeddings", None),
+        "blocks": described,
+    }
+
+
+def selected(linears: Iterable[str], exclude: list[str]) -> list[str]:
+    """The linears that no pattern such as `*.router` excludes."""
+    return [name for name in linears if not any(fnmatch(name, pattern) for pattern in exclude)]

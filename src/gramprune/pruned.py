@@ -1,0 +1,75 @@
+"""The linears of one block as the stages between Gram matrices and checkpoint handle them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Iterator
+
+import torch
+from torch import Tensor
+
+from gramprune import files, machine
+from gramprune.artifacts import Artifact
+from gramprune.checkpoint import Weights
+from gramprune.gram import Gram, layer_error
+
+
+def each_linear(grams: Artifact, device: str) -> Iterator[tuple[str, dict[str, Any], Gram]]:
+    """Name, description and Gram matrix of every linear of a block; those that share a matrix come together.
+
+    So a matrix is read once, its factorisations are computed once, and one is in memory at a time.
+    """
+    linears = grams.provenance["linears"]
+    for first in grams.names:
+        gram = Gram(grams.read(first).to(device), f"block {grams.provenance['block']}, {first}")
+        for name, linear in linears.items():
+            if linear["gram"] == first:
+                gram.name = f"block {grams.provenance['block']}, {name}"
+                yield name, linear, gram
+
+
+def dense_linear(linear: dict[str, Any], weights: Weights) -> Tensor:
+    """A linear's dense weight (out, in) in the stored dtype. linear: its description in an artifact."""
+    stored = weights.read(linear["key"])
+    return stored.T.contiguous() if linear["transposed"] else stored
+
+
+def pruned_linears(artifact: Artifact, weights: Weights) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, pruned weight (out, in) in the stored dtype, and mask (out, in) bool of every linear of a block.
+
+    artifact: a run's weights, or a mask alone: a run without an update is its mask on the dense weights.
+    """
+    for name, linear in artifact.provenance["linears"].items():
+        mask = artifact.read_mask(f"{name}.mask")
+        if artifact.provenance["stage"] == "mask":
+            yield name, dense_linear(linear, weights).where(mask, 0), mask
+        else:
+            yield name, artifact.read(f"{name}.weight"), mask
+
+
+def measures(dense: Tensor, new: Tensor, gram: Gram) -> dict[str, float]:
+    """Layer error, the same relative to the layer's output, and sparsity of one pruned linear."""
+    error = layer_error(dense, new, gram)
+    output = layer_error(dense, torch.zeros_like(dense), gram)
+    return {
+        "rows": dense.shape[0],
+        "columns": dense.shape[1],
+        "error": error,
+        "relative_error": error / output if output else 0.0,
+        "sparsity": float((new == 0).double().mean()),
+        "dead_inputs": int(gram.dead.sum()),
+    }
+
+
+def write_metrics(
+    path: Path,
+    stage: str,
+    labels: dict[str, str],  # model, run or trail, block, mask: what the rows are found by
+    started: float,  # time.monotonic() at the stage's begin
+    linears: list[dict[str, Any]],  # one row each
+) -> None:
+    """What a stage measured of a block, beside its tensors."""
+    seconds = round(time.monotonic() - started, 3)
+    content = {"stage": stage, "labels": labels, "seconds": seconds, **machine.peak_memory(), "linears": linears}
+    files.write_json(path, content)

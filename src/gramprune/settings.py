@@ -1,0 +1,471 @@
+"""The configuration as models: the single source of keys, defaults, checks, the JSON schema and its reference.
+
+    python -m gramprune.settings schema > workflow/schemas/config.schema.json
+    python -m gramprune.settings reference > docs/configuration.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gramprune.errors import GrampruneError, suggest
+from gramprune.fingerprint import canonical, short
+from gramprune.sparsity import Pattern
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+RESERVED = {"model": {"data", "logs"}, "runs": {"dense", "model"}}  # folders of ours beside theirs
+
+Name = Annotated[str, Field(pattern=NAME)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Positive = Annotated[int, Field(gt=0, strict=True)]
+
+
+class Section(BaseModel):
+    """A mapping in config.yaml: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Model(Section):
+    """A model: `demo`, a local folder or a hub id, given as a text or with these keys."""
+
+    source: str = Field(description="`demo`, a folder (starting with `/`, `./`, `../` or `~`), or a hub id.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub; the commit is recorded.")
+    name: Name = Field("", description="Folder in results; by default the last part of the source.", validate_default=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        value = {"source": value} if isinstance(value, str) else value
+        if isinstance(value, dict) and isinstance(value.get("source"), str):
+            source = value["source"].rstrip("/")
+            return {"name": re.sub(r"[^A-Za-z0-9._-]", "-", Path(source).name).lstrip("-._"), **value, "source": source}
+        return value
+
+    @property
+    def kind(self) -> str:
+        """ "demo", "folder" or "hub"."""
+        if self.source == "demo":
+            return "demo"
+        is_folder = self.source.startswith(("/", ".", "~")) or Path(self.source).is_dir()
+        return "folder" if is_folder else "hub"
+
+    @property
+    def location(self) -> str:
+        """The source with `~` resolved."""
+        return str(Path(self.source).expanduser()) if self.kind == "folder" else self.source
+
+
+class Dataset(Section):
+    """Text: a local file, or a dataset of the hub."""
+
+    path: str | None = Field(None, description="A local .txt (one document), .jsonl or .parquet file.")
+    hub: str | None = Field(None, description="A dataset's id on the hub, such as `allenai/c4`.")
+    config: str | None = Field(None, description="The hub dataset's configuration, such as `wikitext-2-raw-v1`.")
+    files: str | None = Field(None, description="Only this file of the hub dataset, such as C4's first shard.")
+    split: str = Field("train", description="The hub dataset's split.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the hub dataset.")
+    field: str = Field("text", description="The field that holds the text (.jsonl, .parquet, hub).")
+    documents: Positive | None = Field(None, description="Read only so many documents.")
+    separator: str = Field("\n\n", description="Put between documents when perplexity joins them.")
+    demo: Literal["train", "heldout"] | None = Field(None, json_schema_extra={"internal": True})
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Dataset:
+        if bool(self.path) + bool(self.hub) + bool(self.demo) != 1:
+            raise ValueError("a dataset has either `path` or `hub`")
+        return self
+
+    @property
+    def source_settings(self) -> dict[str, Any]:
+        """All that its documents depend on."""
+        return self.model_dump(exclude={"separator"})
+
+
+class Calibration(Section):
+    """The text on which the linears' inputs are observed."""
+
+    dataset: str = Field(description="`demo`, or a name under `datasets`.")
+    samples: Positive = Field(128, description="Sequences.")
+    length: Positive = Field(description="Tokens per sequence; never taken from the model by itself.")
+    seed: Annotated[int, Field(strict=True)] = Field(0, description="Chooses the sequences.")
+    accumulate: Literal["float32", "float64"] = Field("float32", description="Dtype in which Gram matrices are summed.")
+
+
+class Perplexity(Section):
+    """Perplexity over windows that do not overlap."""
+
+    datasets: list[str] = Field(description="`demo_heldout`, or names under `datasets`: one column each.")
+    length: Positive = Field(description="Tokens per window.")
+    windows: Positive | None = Field(None, description="At most so many windows; all by default.")
+
+
+class Evaluation(Section):
+    """What is measured of the dense model and of every run."""
+
+    perplexity: Perplexity
+
+
+class Magnitude(Section):
+    """Smallest |W| first."""
+
+    method: Literal["magnitude"]
+
+
+class Wanda(Section):
+    """Smallest |W| · ‖X‖ first (arXiv 2306.11695)."""
+
+    method: Literal["wanda"]
+
+
+class Admm(Section):
+    """ADMM in scaled coordinates for a fixed mask (arXiv 2401.02938)."""
+
+    method: Literal["admm"]
+    iterations: Positive = Field(20, description="One product with each weight matrix per iteration.")
+    damping: float = Field(0.1, gt=0, description="Added to the unit diagonal: pulls towards the dense weights.")
+    rho: float = Field(1.0, gt=0, description="Penalty ρ, in scaled coordinates.")
+
+
+class GradualAdmm(Admm):
+    """ADMM that re-chooses the mask while it runs (arXiv 2401.02938)."""
+
+    ramp: Annotated[int, Field(gt=0, strict=True)] = Field(15, description="Iterations that re-choose the mask.")
+    schedule: Literal["ramp", "jump"] = Field("ramp", description="Cubic ramp, or at once as in the released code.")
+
+    @model_validator(mode="after")
+    def _ramp_fits(self) -> GradualAdmm:
+        if self.ramp > self.iterations:
+            raise ValueError(f"ramp {self.ramp} is longer than iterations {self.iterations}")
+        return self
+
+
+class NoUpdate(Section):
+    """The kept weights stay as they were."""
+
+    method: Literal["none"]
+
+
+class Joint(Section):
+    """Keep the weights that the mask's method arrived at together with the mask (masks: admm)."""
+
+    method: Literal["joint"]
+
+
+class NoRefinement(Section):
+    """The mask stays as it was selected."""
+
+    method: Literal["none"]
+
+
+def _from_name(value: Any) -> Any:
+    """A method is given by its name, or as a mapping with its options."""
+    return {"method": value} if isinstance(value, str) else value
+
+
+def _by_name(*methods: type[Section]) -> BeforeValidator:
+    """Accept these methods by name; the schema then lists the names too."""
+    names = tuple(name for method in methods for name in _names_of(method))
+    return BeforeValidator(_from_name, json_schema_input_type=Union[(Literal[names], *methods)])
+
+
+MaskMethod = Annotated[Magnitude | Wanda | GradualAdmm, Field(discriminator="method")]
+UpdateMethod = Annotated[NoUpdate | Admm | Joint, Field(discriminator="method")]
+METHODS = (Magnitude, Wanda, Admm, NoUpdate, Joint)
+JOINT = {"admm"}  # masks whose method makes weights too
+
+
+class Run(Section):
+    """One recipe: sparsity × mask × refinement × update × propagation."""
+
+    name: Name = Field("", description="Folder in results; made from the recipe by default.", validate_default=False)
+    sparsity: float | str = Field(description="Fraction of zeros, or N:M (at most N of M neighbours are kept).")
+    granularity: Literal["row", "matrix"] = Field(
+        "row", description="Where a fraction is counted: in every output row, or in the whole matrix. Not for N:M."
+    )
+    mask: Annotated[MaskMethod, _by_name(Magnitude, Wanda, GradualAdmm)] = Field(description="How the kept weights are chosen.")
+    refine: Annotated[NoRefinement, _by_name(NoRefinement)] = Field(
+        NoRefinement(method="none"), description="How the mask is improved."
+    )
+    update: Annotated[UpdateMethod, _by_name(NoUpdate, Admm, Joint)] = Field(
+        NoUpdate(method="none"), description="How the kept weights make up for the pruned ones."
+    )
+    propagation: Literal["pruned", "dense"] = Field(
+        "pruned",
+        description="What later blocks see: activations of the pruned blocks before (the papers' protocol; blocks form "
+        "a chain), or of the dense model (blocks are independent, runs share all Gram matrices).",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "name" not in value:
+            parts = [value.get("mask"), value.get("update", "none"), str(value.get("sparsity")).replace(":", "of")]
+            texts = [part.get("method") if isinstance(part, dict) else part for part in parts]
+            return {"name": "-".join(str(text) for text in texts if text != "none"), **value}
+        return value
+
+    @field_validator("sparsity", mode="before")
+    @classmethod
+    def _parses(cls, value: Any) -> Any:
+        try:
+            Pattern.parse(value)
+        except GrampruneError as error:
+            raise ValueError(str(error)) from error
+        return str(value) if isinstance(value, str) and ":" in value else float(value)
+
+    @model_validator(mode="after")
+    def _joint_fits(self) -> Run:
+        if self.update.method == "joint" and self.mask.method not in JOINT:
+            raise ValueError(
+                f"update 'joint' keeps the weights of a mask method that makes weights, but mask "
+                f"{self.mask.method!r} makes none; use one of {', '.join(sorted(JOINT))}, or another update"
+            )
+        return self
+
+    @property
+    def pattern(self) -> Pattern:
+        """Sparsity and granularity."""
+        return Pattern.parse(self.sparsity, self.granularity)
+
+    @property
+    def joint(self) -> bool:
+        """Whether one method chooses mask and weights together."""
+        return self.update.method == "joint"
+
+    @property
+    def mask_settings(self) -> dict[str, Any]:
+        """All that its masks depend on, besides Gram matrices and weights."""
+        return {**_split(self.mask), "pattern": self.sparsity, "granularity": self.granularity}
+
+    @property
+    def mask_slug(self) -> str:
+        """A file name for its masks: the same for all runs with the same mask settings."""
+        options = self.mask.model_dump(exclude={"method"}, exclude_defaults=True)
+        return "_".join([self.mask.method, self.pattern.slug, *([short(canonical(options))] if options else [])])
+
+    @property
+    def update_module(self) -> str:
+        """The module of its update's method, below `gramprune`."""
+        return f"joint.{self.mask.method}" if self.joint else f"updates.{self.update.method}"
+
+    @property
+    def update_settings(self) -> dict[str, Any]:
+        """All that its updates depend on, besides masks, Gram matrices and weights."""
+        return self.mask_settings if self.joint else _split(self.update)
+
+
+def _split(method: Section) -> dict[str, Any]:
+    options = method.model_dump()
+    return {"method": options.pop("method"), "options": options}
+
+
+class Settings(Section):
+    """The whole config.yaml."""
+
+    model: list[Model] = Field(min_length=1, description="One model or several.")
+    datasets: dict[Name, Dataset] = Field({}, description="Texts by name, besides `demo` and `demo_heldout`.")
+    calibration: Calibration
+    evaluation: Evaluation
+    runs: list[Run] = Field(min_length=1, description="The recipes to compare.")
+    exclude: list[str] = Field([], description="Linears that stay dense, as patterns such as `*.k_proj`.")
+    dtype: Dtype = Field("auto", description="Of forward passes; auto is the checkpoint's.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    batch_size: Positive = Field(8, description="Sequences or windows per forward pass; changes no result but rounding.")
+    threads: Positive = Field(1, description="CPU threads per job.")
+    results: str = Field("results", description="Folder of everything that is made.")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return value if isinstance(value, list) else [value]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        for what, names in (("model", [m.name for m in self.model]), ("runs", [r.name for r in self.runs])):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"{what}: two have the name {name!r}; give each a `name` of its own")
+                if name in RESERVED[what]:
+                    raise ValueError(f"{what}: the name {name!r} is a folder of ours; choose another")
+        for where, name in self.dataset_uses:
+            if name not in self.all_datasets:
+                raise ValueError(f"{where}: there is no dataset {name!r}; {suggest(name, self.all_datasets)}")
+        return self
+
+    @property
+    def all_datasets(self) -> dict[str, Dataset]:
+        """The configured datasets and the embedded ones."""
+        return {"demo": Dataset(demo="train"), "demo_heldout": Dataset(demo="heldout"), **self.datasets}
+
+    @property
+    def dataset_uses(self) -> list[tuple[str, str]]:
+        """Setting and dataset, wherever a dataset is named."""
+        uses = [("calibration.dataset", self.calibration.dataset)]
+        return uses + [("evaluation.perplexity.datasets", name) for name in self.evaluation.perplexity.datasets]
+
+
+    @property
+    def token_settings(self) -> dict[str, Any]:
+        """All that the calibration tokens depend on, besides model and documents."""
+        return self.calibration.model_dump(exclude={"accumulate"})
+
+    @property
+    def capture_settings(self) -> dict[str, Any]:
+        """All that hidden states and Gram matrices depend on, besides model, tokens and the blocks before."""
+        return {"dtype": self.dtype, "accumulate": self.calibration.accumulate, "exclude": self.exclude}
+
+    def perplexity_settings(self, dataset: str) -> dict[str, Any]:
+        """All that the perplexity on one dataset depends on, besides checkpoint and documents."""
+        measure = self.evaluation.perplexity
+        return {
+            "dataset": dataset,
+            "separator": self.all_datasets[dataset].separator,
+            "length": measure.length,
+            "windows": measure.windows,
+            "dtype": self.dtype,
+        }
+
+    @property
+    def summary_settings(self) -> list[dict[str, Any]]:
+        """Model, run and recipe of every row of the summary, the dense model first."""
+        rows = []
+        for model in self.model:
+            rows.append({"model": model.name, "run": "dense"})
+            for run in self.runs:
+                recipe = {
+                    "mask": run.mask.method,
+                    "refine": run.refine.method,
+                    "update": run.update.method,
+                    "pattern": str(run.pattern),
+                    "granularity": run.pattern.granularity,
+                    "propagation": run.propagation,
+                }
+                rows.append({"model": model.name, "run": run.name, **recipe})
+        return rows
+
+
+def load(config: dict[str, Any]) -> Settings:
+    """The settings of a parsed config.yaml. Raises GrampruneError with one sentence about the first mistake."""
+    try:
+        return Settings.model_validate(config)
+    except ValidationError as error:
+        raise GrampruneError(_sentence(error.errors()[0])) from error
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    """One sentence from pydantic's description of a mistake: the setting, what was found, what is expected."""
+    # pydantic puts the method's name into the place; nobody wrote it there.
+    place = [part for part in error["loc"] if part not in {method for s in METHODS for method in _names_of(s)}]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    kind, found, context = error["type"], error["input"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        parent, _, key = where.rpartition(".")
+        allowed = _allowed_keys(error["loc"][:-1])
+        return f"config: {parent + ': ' if parent else ''}there is no setting {key!r}; {suggest(key, allowed)}"
+    if kind == "union_tag_invalid":
+        allowed = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+        return f"config: {where}: there is no method {context['tag']!r}; {suggest(context['tag'], allowed)}"
+    if kind == "union_tag_not_found":
+        return f"config: {where}: expected a method's name, or a mapping with `method` and its options; found {found!r}."
+    if kind == "missing":
+        return f"config: {where} is missing."
+    if kind == "value_error":
+        return f"config: {where + ': ' if where else ''}{str(context['error']).rstrip('.')}."
+    if kind == "literal_error":
+        allowed = [word.strip(" '") for word in re.split(r",| or ", context["expected"])]
+        return f"config: {where} is {found!r}; {suggest(str(found), allowed)}"
+    if kind == "string_pattern_mismatch":
+        return f"config: {where} is {found!r}; expected text that matches {context['pattern']}."
+    expected = "a mapping with keys" if kind in ("model_type", "model_attributes_type", "dict_type") else error["msg"]
+    return f"config: {where} is {found!r}; expected: {expected.removeprefix('Input should be ')}."
+
+
+def _names_of(method: type[Section]) -> tuple[str, ...]:
+    return get_args(method.model_fields["method"].annotation)
+
+
+def _allowed_keys(place: tuple) -> list[str]:
+    """The keys of the section at a place in the configuration."""
+    section: Any = Settings
+    for part in place:
+        section = _inside(section, part)
+    return [name for name, field in section.model_fields.items() if not (field.json_schema_extra or {}).get("internal")]
+
+
+def _inside(annotation: Any, part: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        annotation = annotation.model_fields[part].annotation if part in annotation.model_fields else annotation
+    sections = _sections(annotation)
+    tagged = [s for s in sections if "method" in s.model_fields and part in _names_of(s)]
+    return (tagged or sections or [annotation])[0] if len(tagged or sections) == 1 else annotation
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The sections that occur in a type."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in _sections(argument)]
+
+
+def schema() -> str:
+    """The JSON schema of config.yaml, for editors and for people."""
+    content = Settings.model_json_schema()
+    models = content["properties"]["model"]
+    one = {"anyOf": [{"type": "string"}, models["items"]]}
+    content["properties"]["model"] = {**models, "type": ["string", "object", "array"], "items": one}
+    del content["$defs"]["Dataset"]["properties"]["demo"]
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **content}, indent=2)
+
+
+def reference() -> str:
+    """The configuration reference as Markdown: every key with type, default and meaning."""
+    sections: dict[str, type[Section]] = {}
+
+    def visit(section: type[Section]) -> None:
+        if section.__name__ not in sections:
+            sections[section.__name__] = section
+            for field in section.model_fields.values():
+                for inner in _sections(field.annotation):
+                    visit(inner)
+
+    visit(Settings)
+    lines = ["# Configuration", "", "Every key of `config.yaml`. Generated: `python -m gramprune.settings reference`.", ""]
+    for section in sections.values():
+        documentation = " ".join(section.__doc__.split())
+        lines += [f"## {section.__name__}", "", documentation, "", "| key | type | default | meaning |", "|---|---|---|---|"]
+        for name, field in section.model_fields.items():
+            if not (field.json_schema_extra or {}).get("internal"):
+                default = "required" if field.is_required() else _shown(field.default)
+                lines.append(f"| `{name}` | {_type(field.annotation)} | {default} | {field.description or ''} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, Section):
+        default = default.method
+    return "" if default in (None, "") else f"`{json.dumps(default)}`"
+
+
+def _type(annotation: Any) -> str:
+    inner = _sections(annotation)
+    if inner:
+        text = " or ".join(f"[{s.__name__}](#{s.__name__.lower()})" for s in inner)
+        return f"list of {text}" if str(annotation).startswith("list") else text
+    values = [v for v in get_args(annotation) if isinstance(v, str)]
+    if values:
+        return " ".join(f"`{value}`" for value in values)
+    text = getattr(annotation, "__name__", str(annotation))
+    options = [_type(a) for a in get_args(annotation) if a is not type(None)]
+    return {"str": "text", "int": "integer", "float": "number", "list": "list of text"}.get(text) or " or ".join(options)
+
+
+if __name__ == "__main__":
+    print({"schema": schema, "reference": reference}[sys.argv[1]]())

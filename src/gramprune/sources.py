@@ -1,0 +1,204 @@
+"""Where models and texts come from: the embedded demo, local files, the hub. Only this module uses the network."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, Iterator
+
+from gramprune import files, fingerprint
+from gramprune.errors import GrampruneError
+
+log = logging.getLogger(__name__)
+
+
+def model_config(kind: str, source: str, revision: str | None) -> dict[str, Any]:
+    """The config.json of a model of kind "demo", "folder" or "hub"; for the hub, that one file is fetched.
+
+    Raises GrampruneError if there is none.
+    """
+    if kind == "demo":
+        from gramprune import demo
+
+        return demo.config()
+    if kind == "folder":
+        path = Path(source) / "config.json"
+        if not Path(source).is_dir():
+            raise GrampruneError(f"model: the folder {source} does not exist; give a model folder or a hub id.")
+        if not path.exists():
+            raise GrampruneError(f"model: {source} has no config.json, so it is not a Hugging Face model folder.")
+        if not any(Path(source).glob("*.safetensors")):
+            raise GrampruneError(
+                f"model: {source} holds no .safetensors file; convert the checkpoint with save_pretrained first."
+            )
+    else:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(source, "config.json", revision=revision))
+        except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
+            raise GrampruneError(
+                f"model: config.json of {source} (revision {revision or 'main'}) could not be fetched from the hub: "
+                f"{_first_line(error)} Check the name, your network and, for gated models, `hf auth login`."
+            ) from error
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return config if isinstance(config["model_type"], str) else {}["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise GrampruneError(f"model: {path} is not a model's config.json: it is not JSON with a model_type.") from error
+
+
+def fetch_model(kind: str, source: str, revision: str | None, folder: Path, report=log.info) -> dict[str, Any]:
+    """Make sure that the model's files are on this machine, and say where they are and what they are.
+
+    demo: trained into `folder`. hub: into the hub's cache, which is shared and resumes. folder: used where it lies.
+    Returns a manifest: folder, source, revision (the exact commit), fingerprint.
+    """
+    manifest: dict[str, Any] = {"kind": kind, "source": source, "revision": revision}
+    if kind == "demo":
+        from gramprune import demo
+
+        with files.atomic_folder(folder) as part:
+            manifest["training"] = demo.train(part, report=report)
+    elif kind == "hub":
+        folder = _snapshot(source, revision)
+        manifest["revision"] = folder.name
+    else:
+        folder = Path(source)
+    return {**manifest, "folder": str(folder), "fingerprint": fingerprint.model(folder)}
+
+
+def _snapshot(source: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                source, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise GrampruneError(
+            f"model: {source} (revision {revision or 'main'}) could not be fetched from the hub: {_first_line(error)} "
+            "What was downloaded is kept; run again to go on."
+        ) from error
+
+
+def documents(dataset: dict[str, Any], name: str) -> Iterator[str]:
+    """The texts of a dataset, in order: from the demo, a local .txt, .jsonl or .parquet file, or the hub.
+
+    dataset: as in the settings. A .txt file is one document. Raises GrampruneError, naming file and field.
+    """
+    limit = dataset.get("documents")
+    for count, text in enumerate(_all_documents(dataset, name)):
+        if count == limit:
+            return
+        if not isinstance(text, str):
+            raise GrampruneError(
+                f"dataset {name}: document {count} has {type(text).__name__} in the field {dataset['field']!r}, "
+                "expected text."
+            )
+        yield text
+
+
+def _all_documents(dataset: dict[str, Any], name: str) -> Iterator[str]:
+    if dataset.get("demo"):
+        from gramprune import demo
+
+        yield from demo.documents(heldout=dataset["demo"] == "heldout")
+    elif dataset.get("path"):
+        yield from _local(Path(dataset["path"]), dataset["field"], name)
+    else:
+        yield from _hub(dataset, name)
+
+
+def _local(path: Path, field: str, name: str) -> Iterator[str]:
+    try:
+        if path.suffix == ".txt":
+            yield path.read_text(encoding="utf-8")
+        elif path.suffix == ".jsonl":
+            with open(path, encoding="utf-8") as lines:
+                for number, line in enumerate(lines, start=1):
+                    if line.strip():
+                        yield _field(json.loads(line), field, f"dataset {name}: {path}, line {number},")
+        elif path.suffix == ".parquet":
+            import pyarrow.parquet as parquet
+
+            file = parquet.ParquetFile(path)
+            _field(dict.fromkeys(file.schema_arrow.names), field, f"dataset {name}: {path}")
+            for batch in file.iter_batches(columns=[field]):
+                yield from batch.column(0).to_pylist()
+        else:
+            raise GrampruneError(f"dataset {name}: {path} is not a .txt, .jsonl or .parquet file.")
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise GrampruneError(f"dataset {name}: {path} cannot be read: {_first_line(error)}") from error
+
+
+def _field(row: Any, field: str, where: str) -> Any:
+    if not isinstance(row, dict) or field not in row:
+        has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise GrampruneError(f"{where} has no field {field!r} but {has}; set the dataset's `field`.")
+    return row[field]
+
+
+def _hub(dataset: dict[str, Any], name: str) -> Iterator[str]:
+    import datasets
+
+    try:
+        # Streaming: of C4's shards only as many documents are read as are asked for.
+        rows = datasets.load_dataset(
+            dataset["hub"],
+            dataset.get("config"),
+            data_files=dataset.get("files"),
+            split=dataset["split"],
+            revision=dataset.get("revision"),
+            streaming=True,
+        )
+        for number, row in enumerate(rows):
+            yield _field(row, dataset["field"], f"dataset {name}: {dataset['hub']}, row {number},")
+    except GrampruneError:
+        raise
+    except Exception as error:  # the library raises a dozen kinds for a wrong name or a missing network
+        raise GrampruneError(
+            f"dataset {name}: {dataset['hub']} could not be fetched from the hub: {_first_line(error)}"
+        ) from error
+
+
+def write_documents(path: Path, texts: Iterator[str], about: dict[str, Any]) -> int:
+    """Write texts as Parquet (column `text`) with `about` in its metadata; returns how many there were."""
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    schema = arrow.schema([("text", arrow.string())], metadata={"gramprune": json.dumps(about, sort_keys=True)})
+    count = 0
+    with files.atomic(path) as part, parquet.ParquetWriter(part, schema) as writer:
+        batch: list[str] = []
+        for text in texts:
+            batch.append(text)
+            count += 1
+            if len(batch) == 1000:
+                writer.write_table(arrow.table({"text": batch}, schema=schema))
+                batch = []
+        writer.write_table(arrow.table({"text": batch}, schema=schema))
+    return count
+
+
+def read_documents(path: Path) -> list[str]:
+    """The texts that `write_documents` wrote."""
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    try:
+        return parquet.read_table(path, columns=["text"]).column(0).to_pylist()
+    except (OSError, arrow.ArrowException) as error:
+        raise GrampruneError(
+            f"{path} cannot be read: {_first_line(error)} Delete it to have it made again."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if line.endswith(".") else f"{line}."

@@ -1,0 +1,98 @@
+"""The pruned checkpoint of a run: a copy of the model's folder with every pruned matrix in its place, and checked."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Iterator
+
+from torch import Tensor
+
+from gramprune import artifacts, files
+from gramprune.artifacts import Artifact
+from gramprune.checkpoint import Weights, pruned_copy
+from gramprune.errors import GrampruneError
+from gramprune.pruned import pruned_linears
+from gramprune.sparsity import Pattern
+from gramprune.stages.fetch import manifest_of
+
+log = logging.getLogger(__name__)
+RECIPE = "gramprune.json"
+
+
+def assemble(
+    model: Path,  # manifest
+    weights: list[Path],  # per block: what the run made of it
+    checkpoint: Path,  # output folder
+    settings: dict[str, Any],  # the run
+    code: str,
+) -> None:
+    """Write the checkpoint's folder, with what was done in `gramprune.json`.
+
+    Raises GrampruneError if a matrix' zeros are not exactly what the run says, and leaves no folder then.
+    """
+    manifest = manifest_of(model)
+    dense = Weights(manifest["folder"])
+    pattern = Pattern.parse(settings["sparsity"], settings["granularity"])
+    blocks = [artifacts.read(p, model=manifest["fingerprint"], block=i) for i, p in enumerate(weights)]
+    with files.atomic_folder(Path(checkpoint)) as folder:
+        pruned_copy(Path(manifest["folder"]), folder, _stored(blocks, dense))
+        matrices = check_zeros(folder, blocks, dense, pattern)
+        total = sum(m["weights"] for m in matrices)
+        zeros = sum(m["zeros"] for m in matrices)
+        recipe = {
+            "run": settings,
+            "model": manifest,
+            "code": code,
+            "sparsity": zeros / total,
+            "pruned_weights": total,
+            "zeros": zeros,
+            "matrices": matrices,
+            "blocks": [{"artifact": block.digest, **block.provenance} for block in blocks],
+            "versions": files.versions(),
+        }
+        files.write_json(folder / RECIPE, recipe)
+    log.info("%s: %.4f %% of %d weights in %d matrices are zero", checkpoint, 100 * zeros / total, total, len(matrices))
+
+
+def _stored(blocks: list[Artifact], dense: Weights) -> Iterator[tuple[str, Tensor]]:
+    """Key and pruned values, in the orientation of the file, one matrix at a time."""
+    for block in blocks:
+        for name, new, _ in pruned_linears(block, dense):
+            linear = block.provenance["linears"][name]
+            yield linear["key"], new.T if linear["transposed"] else new
+
+
+def check_zeros(folder: Path, blocks: list[Artifact], dense: Weights, pattern: Pattern) -> list[dict[str, Any]]:
+    """Count the zeros of every pruned matrix in the files of `folder`, in the stored dtype.
+
+    Zero must be what the mask prunes, which must be exactly the pattern. A kept weight may be zero too, if it was in
+    the dense model or the update made it so: `kept_zeros` counts them. Raises GrampruneError otherwise.
+    """
+    written = Weights(folder)
+    counted = []
+    for index, block in enumerate(blocks):
+        for name, expected, mask in pruned_linears(block, dense):
+            linear = block.provenance["linears"][name]
+            where = f"block {index}, {name}"
+            pattern.check_mask(mask, where)
+            found = written.read(linear["key"])
+            found = found.T if linear["transposed"] else found
+            if (found[~mask] != 0).any() or ((found == 0) != (expected == 0)).any():
+                raise GrampruneError(
+                    f"{where}: {int((found == 0).sum()):,} of {found.numel():,} weights are zero in the checkpoint, "
+                    f"but the run prunes {int((~mask).sum()):,} and these are not the same places: the artifact "
+                    f"{block.path} is damaged; delete it to have it made again."
+                )
+            zeros, pruned = int((found == 0).sum()), int((~mask).sum())
+            counted.append(
+                {
+                    "block": index,
+                    "linear": name,
+                    "key": linear["key"],
+                    "weights": found.numel(),
+                    "zeros": zeros,
+                    "kept_zeros": zeros - pruned,
+                }
+            )
+    return counted

@@ -1,0 +1,33 @@
+"""Calibration tokens: once per model, shared by all runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from gramprune import artifacts, sources
+from gramprune.calibration import sequences
+from gramprune.stages.fetch import manifest_of
+
+
+def calibrate(model: Path, dataset: Path, output: Path, settings: dict[str, Any], code: str) -> None:
+    """Write `tokens` (samples, length) int64. settings: dataset, samples, length, seed."""
+    manifest = manifest_of(model)
+    tokenizer = AutoTokenizer.from_pretrained(manifest["folder"], local_files_only=True)
+    tokenizer.model_max_length = 10**9  # long documents are cut by us: no warning is due
+    tokens = sequences(
+        sources.read_documents(dataset),
+        lambda text: tokenizer(text)["input_ids"],
+        settings["samples"],
+        settings["length"],
+        settings["seed"],
+        settings["dataset"],
+    )
+    artifacts.write(
+        output,
+        {"tokens": torch.tensor(tokens, dtype=torch.int64)},
+        artifacts.provenance("calibrate", settings, code, {}, model=manifest["fingerprint"]),
+    )

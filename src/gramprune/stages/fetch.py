@@ -1,0 +1,42 @@
+"""Fetch a model or a dataset: the only stages that may use the network. What follows finds local files."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from gramprune import files, sources
+from gramprune.errors import GrampruneError
+
+log = logging.getLogger(__name__)
+
+
+def fetch_model(manifest: Path, folder: Path, settings: dict[str, Any], code: str) -> None:
+    """Write the model's manifest: folder, source, exact revision, fingerprint.
+
+    settings: kind, source, revision. folder: where a demo model is trained into.
+    """
+    found = sources.fetch_model(settings["kind"], settings["source"], settings["revision"], Path(folder))
+    log.info("model %s: %s, fingerprint %s", settings["source"], found["folder"], found["fingerprint"])
+    files.write_json(manifest, {**found, "settings": settings, "code": code})
+
+
+def fetch_data(output: Path, name: str, settings: dict[str, Any], code: str) -> None:
+    """Write a dataset's documents as Parquet. settings: as in the configuration's `datasets`."""
+    about = {"stage": "fetch_data", "dataset": name, "settings": settings, "code": code}
+    count = sources.write_documents(Path(output), sources.documents(settings, name), about)
+    if not count:
+        raise GrampruneError(f"dataset {name}: there is no document in it.")
+    log.info("dataset %s: %d documents", name, count)
+
+
+def manifest_of(model: Path) -> dict[str, Any]:
+    """The manifest that `fetch_model` wrote. Raises GrampruneError if its folder is gone."""
+    manifest = files.read_json(model)
+    if not Path(manifest["folder"]).is_dir():
+        raise GrampruneError(
+            f"{model} says that the model is in {manifest['folder']}, which is not there any more; fetch it again "
+            f"with `snakemake --forcerun {model}`."
+        )
+    return manifest

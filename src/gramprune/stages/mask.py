@@ -1,0 +1,57 @@
+"""Mask selection for all linears of a block."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from gramprune import artifacts, machine
+from gramprune.checkpoint import Weights
+from gramprune.masks import select_mask
+from gramprune.pruned import dense_linear, each_linear, measures, write_metrics
+from gramprune.sparsity import Pattern
+from gramprune.stages.fetch import manifest_of
+
+
+def mask_block(
+    model: Path,  # manifest
+    grams: Path,
+    output: Path,  # `<linear>.mask` (out, ⌈in/8⌉) uint8, bits
+    metrics: Path,  # output
+    block: int,
+    labels: dict[str, str],  # what the metrics are found by
+    settings: dict[str, Any],  # method, options, pattern, granularity
+    code: str,
+    device: str,
+) -> None:
+    """Choose the mask of every linear of a block from its dense weight and Gram matrix."""
+    started, device = time.monotonic(), machine.device(device)
+    manifest = manifest_of(model)
+    source = artifacts.read(grams, stage="gram", model=manifest["fingerprint"], block=block)
+    weights = Weights(manifest["folder"])
+    pattern = Pattern.parse(settings["pattern"], settings["granularity"])
+    masks, rows = {}, []
+    for name, linear, gram in each_linear(source, device):
+        began = time.monotonic()
+        weight = dense_linear(linear, weights).to(device, gram.matrix.dtype)
+        mask = select_mask(weight, gram, pattern, settings["method"], **settings["options"])
+        masks[f"{name}.mask"] = mask
+        pruned = weight.where(mask, 0)
+        rows.append({"linear": name, **measures(weight, pruned, gram), "seconds": time.monotonic() - began})
+    bits, columns = artifacts.pack_masks(masks)
+    artifacts.write(
+        output,
+        bits,
+        artifacts.provenance(
+            "mask",
+            settings,
+            code,
+            {"gram": source},
+            model=manifest["fingerprint"],
+            block=block,
+            linears=source.provenance["linears"],
+            columns=columns,
+        ),
+    )
+    write_metrics(metrics, "mask", labels, started, rows)

@@ -1,0 +1,32 @@
+"""Weight updates for a given mask: every method is `update(weight, gram, mask, **options) -> (new, stats)`."""
+
+import sys
+
+from torch import Tensor
+
+from gramprune import methods
+from gramprune.errors import GrampruneError
+from gramprune.gram import Gram
+
+
+def update_weight(
+    weight: Tensor,  # (out, in) dense
+    gram: Tensor | Gram,  # (in, in)
+    mask: Tensor,  # (out, in) bool, True = kept
+    method: str,
+    **options,
+) -> tuple[Tensor, dict]:
+    """The pruned weight (out, in) in the Gram matrix's dtype, zero where the mask is False, and its statistics.
+
+    Raises GrampruneError for an unknown method, a mask of another shape, or a result that is not finite.
+    """
+    update = methods.load(sys.modules[__name__], method, "update")
+    weight, gram = methods.prepare(weight, gram)
+    if mask.shape != weight.shape:
+        raise GrampruneError(
+            f"{gram.name}: the mask is {tuple(mask.shape)}, the weight {tuple(weight.shape)}; expected the same."
+        )
+    new, stats = update(weight, gram, mask, **options)
+    if not new.isfinite().all():
+        raise GrampruneError(f"{gram.name}: the update {method} gave NaN or infinite weights; raise its damping.")
+    return new, stats

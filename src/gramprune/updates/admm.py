@@ -1,0 +1,60 @@
+"""ADMM for a fixed mask (Boža, arXiv 2401.02938): minimise ‖XWᵀ − XVᵀ‖² over V that is zero outside the mask.
+
+When to use: nearly the exact masked least squares for one factorisation per Gram matrix, shared by all rows and all
+linears that have it, and one (out, in)·(in, in) product per iteration.
+
+Works in scaled coordinates, `Ĝ = G / (n nᵀ)` and `Ŵ = W · n`, so that ρ = 1 and the damping fit every layer. The
+damped Ĝ also forms the right-hand side: the damping pulls towards the dense weights, not towards zero.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from torch import Tensor
+
+from gramprune.gram import Gram
+
+DAMPING, RHO, ITERATIONS = 0.1, 1.0, 20  # the authors' released code
+
+
+def update(
+    weight: Tensor,  # (out, in)
+    gram: Gram,
+    mask: Tensor,  # (out, in) bool
+    iterations: int = ITERATIONS,
+    damping: float = DAMPING,
+    rho: float = RHO,
+) -> tuple[Tensor, dict]:
+    """The weights after `iterations` steps, zero outside the mask."""
+    new, _, stats = iterate(weight, gram, lambda step, current: mask, iterations, damping, rho)
+    return new, stats
+
+
+def iterate(
+    weight: Tensor,  # (out, in)
+    gram: Gram,
+    choose: Callable[[int, Tensor], Tensor],  # (step from 0, V + U in scaled coordinates) -> mask
+    iterations: int,
+    damping: float,
+    rho: float,
+) -> tuple[Tensor, Tensor, dict]:
+    """ADMM with the mask that `choose` gives at every step: the weights, the last mask and the statistics.
+
+    Z = (V + U) ∘ M ;   U += V − Z ;   V = (Ĝ + ρI)⁻¹ (ĜŴ + ρ(Z − U)) ;   result ((V + U) ∘ M) / n
+    """
+    inverse, damping = gram.inverse(damping, shift=rho)
+    dense = weight * gram.norms  # dead inputs: 0, so they are pruned first wherever the mask is chosen here
+    # (ŴĜ)(Ĝ + ρI)⁻¹ = Ŵ − ρ Ŵ(Ĝ + ρI)⁻¹: the same damped Ĝ on both sides, one product instead of two.
+    target = dense - rho * (dense @ inverse)
+    current, dual = dense, dense.new_zeros(dense.shape)
+    for step in range(iterations):
+        proposal = current + dual
+        mask = choose(step, proposal)
+        projected = proposal.where(mask, 0)
+        dual = proposal - projected
+        current = target + rho * ((projected - dual) @ inverse)
+    new = (current + dual) / gram.scale
+    # A dead input changes nothing: where a mask keeps it, its weights stay the dense ones.
+    new = new.where(~gram.dead, weight).where(mask, 0)
+    return new, mask, {"iterations": iterations, "damping": damping}

@@ -1,0 +1,41 @@
+# Calibration tokens, the activations that enter each block, and the Gram matrices of its linears.
+
+
+rule calibrate:
+    input:
+        model="<results>/{model}/model.json",
+        data=f"<results>/data/{SETTINGS.calibration.dataset}.parquet",
+    output:
+        tokens="<results>/{model}/calibration.safetensors",
+    log:
+        "<results>/logs/{model}/calibrate.log",
+    params:
+        settings=canonical(SETTINGS.token_settings),
+        code=code("stages.calibrate"),
+    threads: SETTINGS.threads
+    conda:
+        "../envs/gramprune.yaml"
+    script:
+        "../scripts/calibrate.py"
+
+
+rule capture:
+    input:
+        model="<results>/{model}/model.json",
+        tokens="<results>/{model}/calibration.safetensors",
+        before=inputs_before,
+        weights=pruned_before,
+    output:
+        inputs="<results>/{model}/{trail}/block_{block}/inputs.safetensors",
+        gram="<results>/{model}/{trail}/block_{block}/gram.safetensors",
+        metrics="<results>/{model}/{trail}/block_{block}/gram.json",
+    log:
+        "<results>/logs/{model}/{trail}/block_{block}/capture.log",
+    params:
+        settings=canonical(SETTINGS.capture_settings),
+        code=code("stages.capture"),
+    threads: SETTINGS.threads
+    conda:
+        "../envs/gramprune.yaml"
+    script:
+        "../scripts/capture.py"

@@ -1,0 +1,19 @@
+# The pruned model as a Hugging Face folder. `gramprune.json`, which says what was done, is written last.
+
+
+rule assemble:
+    input:
+        model="<results>/{model}/model.json",
+        weights=pruned_blocks,
+    output:
+        recipe="<results>/{model}/{run}/checkpoint/gramprune.json",
+    log:
+        "<results>/logs/{model}/{run}/assemble.log",
+    params:
+        settings=lambda w: canonical(RUNS[w.run].model_dump()),
+        code=code("stages.assemble"),
+    threads: SETTINGS.threads
+    conda:
+        "../envs/gramprune.yaml"
+    script:
+        "../scripts/assemble.py"

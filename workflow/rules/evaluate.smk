@@ -1,0 +1,20 @@
+# What the dense model and every run are measured by: one job per checkpoint and dataset.
+
+
+rule perplexity:
+    input:
+        model="<results>/{model}/model.json",
+        recipe=lambda w: [] if w.trail == "dense" else f"<results>/{w.model}/{w.trail}/checkpoint/gramprune.json",
+        data="<results>/data/{dataset}.parquet",
+    output:
+        result="<results>/{model}/{trail}/evaluation/perplexity_{dataset}.json",
+    log:
+        "<results>/logs/{model}/{trail}/perplexity_{dataset}.log",
+    params:
+        settings=lambda w: canonical(SETTINGS.perplexity_settings(w.dataset)),
+        code=code("stages.evaluate"),
+    threads: SETTINGS.threads
+    conda:
+        "../envs/gramprune.yaml"
+    script:
+        "../scripts/perplexity.py"

@@ -1,0 +1,40 @@
+# Masks, and the weights under them. Mask and update are independent: both see only weights and Gram matrices.
+
+
+rule mask:
+    input:
+        model="<results>/{model}/model.json",
+        gram="<results>/{model}/{trail}/block_{block}/gram.safetensors",
+    output:
+        mask="<results>/{model}/{trail}/block_{block}/masks/{mask}.safetensors",
+        metrics="<results>/{model}/{trail}/block_{block}/masks/{mask}.json",
+    log:
+        "<results>/logs/{model}/{trail}/block_{block}/mask_{mask}.log",
+    params:
+        settings=lambda w: canonical(MASKS[w.mask]),
+        code=lambda w: code("stages.mask", f"masks.{MASKS[w.mask]['method']}"),
+    threads: SETTINGS.threads
+    conda:
+        "../envs/gramprune.yaml"
+    script:
+        "../scripts/mask.py"
+
+
+rule update:
+    input:
+        model="<results>/{model}/model.json",
+        gram=grams_of,
+        mask=mask_of,
+    output:
+        weights="<results>/{model}/{run}/block_{block}/weights.safetensors",
+        metrics="<results>/{model}/{run}/block_{block}/weights.json",
+    log:
+        "<results>/logs/{model}/{run}/block_{block}/update.log",
+    params:
+        settings=lambda w: canonical(RUNS[w.run].update_settings),
+        code=lambda w: code("stages.update", RUNS[w.run].update_module),
+    threads: SETTINGS.threads
+    conda:
+        "../envs/gramprune.yaml"
+    script:
+        "../scripts/update.py"

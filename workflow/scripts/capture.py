@@ -1,0 +1,17 @@
+from job import execute, optional
+
+execute(
+    snakemake,
+    "capture:capture",
+    model=snakemake.input.model,
+    tokens=snakemake.input.tokens,
+    before=optional(snakemake.input.before),
+    weights=optional(snakemake.input.weights),
+    inputs=snakemake.output.inputs,
+    grams=snakemake.output.gram,
+    metrics=snakemake.output.metrics,
+    block=int(snakemake.wildcards.block),
+    labels=dict(snakemake.wildcards),
+    device=snakemake.config["device"],
+    batch_size=snakemake.config["batch_size"],
+)

@@ -1,0 +1,9 @@
+from job import execute
+
+execute(
+    snakemake,
+    "fetch:fetch_data",
+    online=True,
+    output=snakemake.output.data,
+    name=snakemake.wildcards.dataset,
+)

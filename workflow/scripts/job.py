@@ -1,0 +1,64 @@
+"""What every script shares: a stage is imported late, run with its settings, and its failure is said in a sentence."""
+
+import gc
+import json
+import logging
+import os
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+
+from gramprune.errors import GrampruneError  # noqa: E402  (the library need not be installed)
+
+
+def execute(snakemake, stage: str, online: bool = False, **arguments) -> None:
+    """Call `stage` ("module:function" in gramprune.stages) with settings, code digest and these arguments."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[logging.StreamHandler(), logging.FileHandler(snakemake.log[0], mode="w")],
+    )
+    log = logging.getLogger("gramprune")
+    logging.captureWarnings(True)
+    for library in ("httpx", "datasets", "filelock", "fsspec", "urllib3"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    if not online:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    gc.disable()  # importing makes many objects and no garbage: a fifth less time without the collector
+    module, _, function = stage.partition(":")
+    run = getattr(import_module(f"gramprune.stages.{module}"), function)
+    gc.enable()
+    started = time.time()
+    try:
+        run(settings=json.loads(snakemake.params.settings), code=snakemake.params.code, **arguments)
+    except GrampruneError as error:
+        where = " ".join([snakemake.rule, *map(str, snakemake.wildcards)])
+        log.error("gramprune: %s: %s", where, error)
+        sys.exit(1)
+    except BaseException:
+        log.exception("gramprune: %s failed in a way that was not foreseen", snakemake.rule)
+        sys.exit(1)
+    with open(snakemake.log[0], "a") as file:
+        file.write(f"start-up {started - process_start():.2f} s, work {time.time() - started:.2f} s\n")
+
+
+def process_start() -> float:
+    """When this process began, in seconds since the epoch."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+    except OSError:  # no /proc on macOS
+        return time.time() - time.process_time()
+
+
+def optional(files):
+    """A rule's input that may be empty."""
+    return str(files) if files else None

@@ -1,0 +1,13 @@
+from job import execute
+
+execute(
+    snakemake,
+    "mask:mask_block",
+    model=snakemake.input.model,
+    grams=snakemake.input.gram,
+    output=snakemake.output.mask,
+    metrics=snakemake.output.metrics,
+    block=int(snakemake.wildcards.block),
+    labels=dict(snakemake.wildcards),
+    device=snakemake.config["device"],
+)
