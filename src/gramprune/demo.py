@@ -292,7 +292,7 @@ def _model(generator: torch.Generator) -> LlamaForCausalLM:
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             continue
-        scale = 0.02 if "embed_tokens" in name else parameter.shape[1] ** -0.5
+        scale = 0.2 if "embed_tokens" in name else parameter.shape[1] ** -0.5
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             scale *= depth**-0.5  # the sum over the residual branches keeps unit size
         torch.nn.init.normal_(parameter, std=scale, generator=generator)

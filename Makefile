@@ -1,0 +1,40 @@
+# make demo    make the environment and run the experiment of config.yaml
+# make test    make the same environment and pass all tests
+# make quick   the tests without the slow ones
+# make check   formatting and lint, as CI does
+
+PYTHON ?= python3
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+ENV := .venv
+RUN := $(CURDIR)/$(ENV)/bin
+export PATH := $(RUN):$(PATH)
+
+.PHONY: demo test quick check
+
+demo: $(ENV)/installed
+	snakemake --cores $(CORES)
+	@$(MAKE) --no-print-directory results/report.html
+	@gramprune summary
+
+test: $(ENV)/installed
+	pytest
+
+quick: $(ENV)/installed
+	pytest -m "not slow"
+
+check: $(ENV)/installed
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+
+results/report.html: results/summary.csv $(ENV)/installed
+	snakemake --report $@
+
+# Exact versions; torch is the build that pip finds for this machine (CUDA on Linux, unless a CPU build is offered).
+$(ENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("gramprune needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(ENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
