@@ -8,9 +8,10 @@ hidden states are put in front of the one real block. So its outputs are bit-ide
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights

@@ -7,7 +7,7 @@ are seen. When every document has been used, further windows that do not overlap
 from __future__ import annotations
 
 import random
-from typing import Callable, Iterable
+from collections.abc import Callable, Iterable
 
 from gramprune.errors import GrampruneError
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Weights:
 
     def key_of(self, parameter: str) -> str | None:
         """The key of a model's parameter; some checkpoints omit the base model's name (`transformer.`)."""
-        base, _, rest = parameter.partition(".")
+        rest = parameter.partition(".")[2]
         return next((key for key in (parameter, rest) if key in self._places), None)
 
     def dtype(self) -> torch.dtype:

@@ -1,7 +1,7 @@
 """The one exception that stands for a user's mistake, and the sentence that names the nearest right word."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable
 
 
 class GrampruneError(Exception):

@@ -7,9 +7,10 @@ noticeable memory (untouched zero pages), for a model of any size.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
 
 from gramprune import files, fingerprint
 from gramprune.errors import GrampruneError

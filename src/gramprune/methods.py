@@ -6,10 +6,10 @@ that the others' code stays out of a stage's fingerprint and start-up time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import Callable
 
 import torch
 from torch import Tensor

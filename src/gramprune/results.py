@@ -84,7 +84,9 @@ def as_text(rows: list[dict[str, Any]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
     numeric = [name.startswith(("perplexity_", "sparsity")) for name in names]
     aligned = [
-        "  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(line, widths, numeric)).rstrip()
+        "  ".join(
+            c.rjust(w) if right else c.ljust(w) for c, w, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
         for line in lines
     ]
     return "\n".join([aligned[0], "-" * len(aligned[0]), *aligned[1:]])
@@ -118,21 +120,20 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     datasets = [name for name in rows[0] if name.startswith("perplexity_")]
     runs = [row for row in rows if row["model"] == models[0]]
     patterns = list(dict.fromkeys(row["pattern"] for row in runs if row["pattern"]))
+    text = {"textcoords": "offset points", "va": "center", "size": 8}
     size = (3 + 3.5 * len(datasets), (0.8 + 0.32 * len(runs)) * len(models))
     figure, axes = pyplot.subplots(len(models), len(datasets), figsize=size, squeeze=False, layout="constrained")
-    for line, model in zip(axes, models):
-        for axis, dataset in zip(line, datasets):
+    for line, model in zip(axes, models, strict=True):
+        for axis, dataset in zip(line, datasets, strict=True):
             shown = [row for row in rows if row["model"] == model]
             dense = shown[0][dataset]
             for place, row in enumerate(shown[1:]):
                 color = f"C{patterns.index(row['pattern'])}"
                 axis.plot([dense, row[dataset]], [place, place], color=color, linewidth=1.5, alpha=0.4)
                 axis.plot(row[dataset], place, "o", color=color)
-                axis.annotate(
-                    f"{row[dataset]:.1f}", (row[dataset], place), (6, 0), textcoords="offset points", va="center", size=8
-                )
+                axis.annotate(f"{row[dataset]:.1f}", (row[dataset], place), (6, 0), **text)
             axis.axvline(dense, color="black", linewidth=1)
-            axis.annotate(f"dense {dense:.1f}", (dense, -0.7), (4, 0), textcoords="offset points", va="center", size=8)
+            axis.annotate(f"dense {dense:.1f}", (dense, -0.7), (4, 0), **text)
             axis.set(xscale="log", xlabel=dataset.replace("_", " ", 1), ylim=(len(shown) - 1.4, -1.1), title=model)
             axis.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
             axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())

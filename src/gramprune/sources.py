@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from gramprune import files, fingerprint
 from gramprune.errors import GrampruneError
@@ -47,7 +48,7 @@ def model_config(kind: str, source: str, revision: str | None) -> dict[str, Any]
         config = json.loads(path.read_text(encoding="utf-8"))
         return config if isinstance(config["model_type"], str) else {}["model_type"]
     except (ValueError, KeyError, TypeError) as error:
-        raise GrampruneError(f"model: {path} is not a model's config.json: it is not JSON with a model_type.") from error
+        raise GrampruneError(f"model: {path} is not a model's config.json: expected JSON with a model_type.") from error
 
 
 def fetch_model(kind: str, source: str, revision: str | None, folder: Path, report=log.info) -> dict[str, Any]:
@@ -194,9 +195,7 @@ def read_documents(path: Path) -> list[str]:
     try:
         return parquet.read_table(path, columns=["text"]).column(0).to_pylist()
     except (OSError, arrow.ArrowException) as error:
-        raise GrampruneError(
-            f"{path} cannot be read: {_first_line(error)} Delete it to have it made again."
-        ) from error
+        raise GrampruneError(f"{path} cannot be read: {_first_line(error)} Delete it to have it made again.") from error
 
 
 def _first_line(error: Exception) -> str:

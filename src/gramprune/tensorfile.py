@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Iterator
 
 import torch
 from torch import Tensor
@@ -177,16 +177,15 @@ def writing(
         offset += size
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    with atomic(path) as part:
-        with open(part, "wb") as file:
-            file.write(len(raw).to_bytes(8, "little") + raw)
-            file.truncate(8 + len(raw) + offset)
-            entries = {
-                name: Entry(e["dtype"], tuple(e["shape"]), 8 + len(raw) + e["data_offsets"][0],
-                            e["data_offsets"][1] - e["data_offsets"][0])
-                for name, e in header.items() if name != "__metadata__"
-            }  # fmt: skip
-            writer = Writer(file, entries)
-            yield writer
-            file.seek(8)
-            file.write(raw.replace(blank.encode(), writer.content().encode(), 1))
+    with atomic(path) as part, open(part, "wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + offset)
+        entries = {
+            name: Entry(e["dtype"], tuple(e["shape"]), 8 + len(raw) + e["data_offsets"][0],
+                        e["data_offsets"][1] - e["data_offsets"][0])
+            for name, e in header.items() if name != "__metadata__"
+        }  # fmt: skip
+        writer = Writer(file, entries)
+        yield writer
+        file.seek(8)
+        file.write(raw.replace(blank.encode(), writer.content().encode(), 1))

@@ -9,12 +9,12 @@ rule calibrate:
         tokens="<results>/{model}/calibration.safetensors",
     log:
         "<results>/logs/{model}/calibrate.log",
+    conda:
+        "../envs/gramprune.yaml"
+    threads: SETTINGS.threads
     params:
         settings=canonical(SETTINGS.token_settings),
         code=code("stages.calibrate"),
-    threads: SETTINGS.threads
-    conda:
-        "../envs/gramprune.yaml"
     script:
         "../scripts/calibrate.py"
 
@@ -31,11 +31,11 @@ rule capture:
         metrics="<results>/{model}/{trail}/block_{block}/gram.json",
     log:
         "<results>/logs/{model}/{trail}/block_{block}/capture.log",
+    conda:
+        "../envs/gramprune.yaml"
+    threads: SETTINGS.threads
     params:
         settings=canonical(SETTINGS.capture_settings),
         code=code("stages.capture"),
-    threads: SETTINGS.threads
-    conda:
-        "../envs/gramprune.yaml"
     script:
         "../scripts/capture.py"

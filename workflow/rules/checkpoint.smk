@@ -9,11 +9,11 @@ rule assemble:
         recipe="<results>/{model}/{run}/checkpoint/gramprune.json",
     log:
         "<results>/logs/{model}/{run}/assemble.log",
+    conda:
+        "../envs/gramprune.yaml"
+    threads: SETTINGS.threads
     params:
         settings=lambda w: canonical(RUNS[w.run].model_dump()),
         code=code("stages.assemble"),
-    threads: SETTINGS.threads
-    conda:
-        "../envs/gramprune.yaml"
     script:
         "../scripts/assemble.py"

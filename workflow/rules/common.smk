@@ -28,7 +28,9 @@ def checked():
 
 
 SETTINGS, LAYOUTS = checked()
-config.update(SETTINGS.model_dump())  # defaults filled in; the scripts read device and batch size from here
+config.update(
+    SETTINGS.model_dump()
+)  # defaults filled in; the scripts read device and batch size from here
 MODELS = {model.name: model for model in SETTINGS.model}
 RUNS = {run.name: run for run in SETTINGS.runs}
 MASKS = {run.mask_slug: run.mask_settings for run in SETTINGS.runs}
@@ -81,14 +83,20 @@ def mask_of(w):
     """The mask of a run's block; none where one method chooses mask and weights together."""
     run = RUNS[w.run]
     name = f"masks/{run.mask_slug}.safetensors"
-    return [] if run.joint else block_path(w.model, trail_of(w.run, w.block), w.block, name)
+    return (
+        []
+        if run.joint
+        else block_path(w.model, trail_of(w.run, w.block), w.block, name)
+    )
 
 
 def pruned_block(model, run, block):
     """What a run makes of a block: weights, or its mask alone where nothing is updated."""
     recipe = RUNS[run]
     if recipe.update.method == "none":
-        return block_path(model, trail_of(run, block), block, f"masks/{recipe.mask_slug}.safetensors")
+        return block_path(
+            model, trail_of(run, block), block, f"masks/{recipe.mask_slug}.safetensors"
+        )
     return block_path(model, run, block, "weights.safetensors")
 
 
@@ -107,7 +115,9 @@ def inputs_before(w):
 
 def pruned_before(w):
     """What the run made of the block before; none on the dense trail."""
-    return [] if w.trail == "dense" else pruned_block(w.model, w.trail, int(w.block) - 1)
+    return (
+        [] if w.trail == "dense" else pruned_block(w.model, w.trail, int(w.block) - 1)
+    )
 
 
 def evaluations_of(model, run):
@@ -115,3 +125,41 @@ def evaluations_of(model, run):
         dataset: f"<results>/{model}/{run}/evaluation/perplexity_{dataset}.json"
         for dataset in SETTINGS.evaluation.perplexity.datasets
     }
+
+
+def model_settings(w):
+    model = MODELS[w.model]
+    return canonical(
+        {"kind": model.kind, "source": model.location, "revision": model.revision}
+    )
+
+
+def model_files(w):
+    """A local model's files: when they change, everything that was made from them does."""
+    model = MODELS[w.model]
+    folder = Path(model.location)
+    return (
+        sorted(map(str, folder.glob("*.safetensors"))) if model.kind == "folder" else []
+    )
+
+
+def every_run():
+    """Model and run of every row of the summary, the dense model first."""
+    return [(model, run) for model in MODELS for run in ["dense", *RUNS]]
+
+
+def every_metrics(w):
+    """What the stages measured, each file once, however many runs share it."""
+    found = []
+    for model in MODELS:
+        for run in RUNS.values():
+            for block in blocks_of(model):
+                trail = trail_of(run.name, block)
+                found.append(block_path(model, trail, block, "gram.json"))
+                if not run.joint:
+                    found.append(
+                        block_path(model, trail, block, f"masks/{run.mask_slug}.json")
+                    )
+                if run.update.method != "none":
+                    found.append(block_path(model, run.name, block, "weights.json"))
+    return list(dict.fromkeys(found))

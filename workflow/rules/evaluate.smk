@@ -4,17 +4,21 @@
 rule perplexity:
     input:
         model="<results>/{model}/model.json",
-        recipe=lambda w: [] if w.trail == "dense" else f"<results>/{w.model}/{w.trail}/checkpoint/gramprune.json",
+        recipe=lambda w: (
+            []
+            if w.trail == "dense"
+            else f"<results>/{w.model}/{w.trail}/checkpoint/gramprune.json"
+        ),
         data="<results>/data/{dataset}.parquet",
     output:
         result="<results>/{model}/{trail}/evaluation/perplexity_{dataset}.json",
     log:
         "<results>/logs/{model}/{trail}/perplexity_{dataset}.log",
+    conda:
+        "../envs/gramprune.yaml"
+    threads: SETTINGS.threads
     params:
         settings=lambda w: canonical(SETTINGS.perplexity_settings(w.dataset)),
         code=code("stages.evaluate"),
-    threads: SETTINGS.threads
-    conda:
-        "../envs/gramprune.yaml"
     script:
         "../scripts/perplexity.py"

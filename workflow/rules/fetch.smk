@@ -1,18 +1,6 @@
 # Models and texts. The only rules that may use the network; they run where Snakemake runs.
 
 
-def model_settings(w):
-    model = MODELS[w.model]
-    return canonical({"kind": model.kind, "source": model.location, "revision": model.revision})
-
-
-def model_files(w):
-    """A local model's files: when they change, everything that was made from them does."""
-    model = MODELS[w.model]
-    folder = Path(model.location)
-    return sorted(map(str, folder.glob("*.safetensors"))) if model.kind == "folder" else []
-
-
 rule fetch_model:
     input:
         files=model_files,
@@ -22,11 +10,11 @@ rule fetch_model:
         "<results>/logs/{model}/fetch_model.log",
     wildcard_constraints:
         model=one_of(name for name, model in MODELS.items() if model.kind != "demo"),
+    conda:
+        "../envs/gramprune.yaml"
     params:
         settings=model_settings,
         code=code("stages.fetch"),
-    conda:
-        "../envs/gramprune.yaml"
     script:
         "../scripts/fetch_model.py"
 
@@ -39,12 +27,12 @@ rule demo_model:
         "<results>/logs/{model}/demo_model.log",
     wildcard_constraints:
         model=one_of(name for name, model in MODELS.items() if model.kind == "demo"),
+    conda:
+        "../envs/gramprune.yaml"
+    threads: 2
     params:
         settings=model_settings,
         code=code("stages.fetch", "demo"),
-    threads: 2
-    conda:
-        "../envs/gramprune.yaml"
     script:
         "../scripts/fetch_model.py"
 
@@ -56,10 +44,10 @@ rule fetch_data:
         data="<results>/data/{dataset}.parquet",
     log:
         "<results>/logs/data/{dataset}.log",
+    conda:
+        "../envs/gramprune.yaml"
     params:
         settings=lambda w: canonical(DATASETS[w.dataset].source_settings),
         code=code("stages.fetch"),
-    conda:
-        "../envs/gramprune.yaml"
     script:
         "../scripts/fetch_data.py"

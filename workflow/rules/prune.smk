@@ -10,12 +10,12 @@ rule mask:
         metrics="<results>/{model}/{trail}/block_{block}/masks/{mask}.json",
     log:
         "<results>/logs/{model}/{trail}/block_{block}/mask_{mask}.log",
+    conda:
+        "../envs/gramprune.yaml"
+    threads: SETTINGS.threads
     params:
         settings=lambda w: canonical(MASKS[w.mask]),
         code=lambda w: code("stages.mask", f"masks.{MASKS[w.mask]['method']}"),
-    threads: SETTINGS.threads
-    conda:
-        "../envs/gramprune.yaml"
     script:
         "../scripts/mask.py"
 
@@ -30,11 +30,11 @@ rule update:
         metrics="<results>/{model}/{run}/block_{block}/weights.json",
     log:
         "<results>/logs/{model}/{run}/block_{block}/update.log",
+    conda:
+        "../envs/gramprune.yaml"
+    threads: SETTINGS.threads
     params:
         settings=lambda w: canonical(RUNS[w.run].update_settings),
         code=lambda w: code("stages.update", RUNS[w.run].update_module),
-    threads: SETTINGS.threads
-    conda:
-        "../envs/gramprune.yaml"
     script:
         "../scripts/update.py"

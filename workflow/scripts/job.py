@@ -9,9 +9,9 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))  # the library need not be installed
 
-from gramprune.errors import GrampruneError  # noqa: E402  (the library need not be installed)
+from gramprune.errors import GrampruneError
 
 
 def execute(snakemake, stage: str, online: bool = False, **arguments) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,9 @@ def capture(
     with blocks.loaded(block if before is None else block - 1, replaced):
         passes = _passes(blocks, parents["tokens"], parents.get("before"), batch_size, f"inputs of block {block}")
         states = (entered if before is None else left for entered, left in passes)
-        _write_inputs(inputs, states, parents["tokens"], artifacts.provenance("inputs", settings, code, parents, **about))
+        _write_inputs(
+            inputs, states, parents["tokens"], artifacts.provenance("inputs", settings, code, parents, **about)
+        )
     del replaced
 
     parents = {"tokens": parents["tokens"], "inputs": artifacts.read(inputs)}

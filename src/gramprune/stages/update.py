@@ -42,7 +42,7 @@ def update_block(
         if made_from != parents["gram"].digest:
             raise GrampruneError(
                 f"{mask} was made from a Gram matrix with digest {made_from}, but {grams} has "
-                f"{parents['gram'].digest}: they belong to different experiments; delete the mask to have it made again."
+                f"{parents['gram'].digest}: delete the mask to have it made again."
             )
     weights = Weights(manifest["folder"])
     tensors, masks, rows = {}, {}, []

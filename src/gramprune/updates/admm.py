@@ -9,7 +9,7 @@ damped Ĝ also forms the right-hand side: the damping pulls towards the dense we
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 from torch import Tensor
 
