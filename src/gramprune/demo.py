@@ -1,18 +1,28 @@
 """The embedded demo model: a small Llama trained on the text that every Python installation carries.
 
-`model: demo` needs no download. `train` fits a byte-level BPE tokenizer and an ordinary `LlamaForCausalLM` to the
-standard library's sources and to Python's reference manual, and saves a usual Hugging Face folder. An untrained model
-would not do: with random weights every pruning method gives the same perplexity, so nothing that a run prints would
-mean anything. This one is trained until magnitude, Wanda and ADMM are clearly apart.
+`model: demo` needs no download. `train` fits a byte-level BPE tokenizer and an ordinary `LlamaForCausalLM` to
+the standard library's sources and to Python's reference manual, and saves a usual Hugging Face folder. A model
+with random weights would not do: every pruning method would give it the same perplexity. This one is trained
+until magnitude, Wanda and ADMM are clearly apart.
 
-Text: every module of the standard library is a document, and so is every topic of `pydoc_data.topics`, whose English
-is one large dict. Left out are tests, parts that some distributions ship separately or that newer Pythons lack (so
-that most installations train on the same text), and tables of character codes. Topics quote one another; a paragraph
-stays only in the longest topic that has it. Held out are 9 % of the modules' text, whole packages and top-level
-modules at a time, and 9 % of the topics', a topic at a time, chosen by a hash of the name. The text is that of
-the running Python, so another version of Python gives another model.
+Text: every module of the standard library is a document, and so is every topic of `pydoc_data.topics`, whose
+English is one large dict. Left out are tests, tables of character codes, and parts that some distributions ship
+separately or that newer Pythons lack, so that most installations train on nearly the same text. Topics quote one
+another; a paragraph stays only in the longest topic that has it. Held out, by a hash of the name, are about 9 %
+of the modules' text (a package or a top-level module at a time) and about 9 % of the topics' (a topic at a
+time). The text is that of the running Python, so another version of Python gives another model.
 
-@SIZES@
+Sizes: 262,720 parameters in 4 blocks of width 64 see 1.5 million tokens, 80 s on 2 cores. That time buys about
+20,000 tokens a second, and models of width 96 and 128 saw too little text in it: they were no better, and
+pruning half of their weights cost them little. The vocabulary of 512 makes words repeat often enough to be
+learned. Perplexity on 256 held-out windows of 256 tokens, rows pruned equally for 50 %, 128 calibration windows:
+
+| seed | pattern | dense | magnitude | wanda | wanda + admm | admm, gradual |
+|------|---------|-------|-----------|-------|--------------|---------------|
+| 0    | 50 %    | 21.85 | 26.29     | 24.83 | 23.02        | 22.73         |
+| 0    | 2:4     | 21.85 | 31.07     | 29.43 | 24.37        | 23.80         |
+| 1    | 50 %    | 21.45 | 25.50     | 24.50 | 22.51        | 22.19         |
+| 1    | 2:4     | 21.45 | 31.32     | 28.65 | 23.65        | 23.45         |
 """
 
 from __future__ import annotations
@@ -38,20 +48,19 @@ CONTEXT = 256
 BATCH = 4
 STEPS = 1500
 LEARNING_RATE = 8e-3
-# RMSNorm gains learn faster than matrices: their spread is what makes the inputs of a layer unequal, as they are
-# in large models, and so what separates Wanda's score from the plain magnitude.
+@GAIN@
 GAIN_RATE = 4
 WARMUP = 100
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
 HELDOUT_WINDOWS = 256
 
-# Directories and files of the standard library that are no text of this corpus: tests, data tables, and what is
+# Directories and files of the standard library that are not in the corpus: tests, data tables, and what is
 # packaged separately on some systems (tkinter, idlelib) or gone from newer Pythons (distutils, lib2to3).
-SKIPPED = frozenset({
-    "__pycache__", "dist-packages", "distutils", "encodings", "ensurepip", "idlelib", "lib-dynload", "lib2to3",
-    "pydoc_data", "site-packages", "test", "tests", "tkinter", "turtle.py", "turtledemo",
-})  # fmt: skip
+SKIPPED = frozenset(
+    "__pycache__ dist-packages distutils encodings ensurepip idlelib lib-dynload lib2to3 pydoc_data site-packages"
+    " test tests tkinter turtle.py turtledemo".split()
+)
 SHORTEST = 400
 HELDOUT_SHARE = 0.09
 # The salt of the hash: with this one no single package dominates the held-out text.
@@ -85,7 +94,7 @@ def config() -> dict[str, Any]:
 def documents(heldout: bool) -> list[str]:
     """The corpus's texts, one per module or topic: the held-out ones, or those to train and calibrate on.
 
-    They come in the order of their names' hashes, so that any beginning of the list is a mixture of all subjects.
+    They come in the order of their names' hashes, so that any beginning of the list is a mixture of subjects.
     """
     return [document.text for document in _corpus() if document.heldout == heldout]
 
@@ -95,8 +104,8 @@ def train(
 ) -> dict[str, Any]:
     """Train the tokenizer and the model, and save both as a Hugging Face folder.
 
-    The same seed gives the same bits on the same machine, Python and number of torch threads; no global random
-    state is read or changed.
+    The same seed gives the same bits on the same machine, Python and number of torch threads; no global
+    random state is changed. Runs on the CPU.
 
     | returned     |                                                                        |
     |--------------|------------------------------------------------------------------------|
@@ -148,7 +157,7 @@ def train(
 
     model.eval()
     heldout_loss = _heldout_loss(model, _stream(tokenizer, documents(heldout=True)))
-    # Only the tokenizer names a padding token: in the model's config it would freeze that row of the embedding.
+    # Never in the model's config: there a padding token would freeze its row of the embedding.
     model.generation_config.pad_token_id = END_OF_TEXT_ID
     model.save_pretrained(folder)
     PreTrainedTokenizerFast(
@@ -195,7 +204,7 @@ def _modules() -> dict[str, str]:
     root = Path(sysconfig.get_path("stdlib"))
     texts = {}
     for directory, children, files in os.walk(root):
-        children[:] = sorted(name for name in children if name not in SKIPPED and not name.startswith("config-"))
+        children[:] = sorted(set(children) - SKIPPED)
         for file in sorted(files):
             if not file.endswith(".py") or file in SKIPPED or file.startswith("_sysconfigdata"):
                 continue
@@ -211,7 +220,7 @@ def _modules() -> dict[str, str]:
 
         raise GrampruneError(
             f"The demo model is trained on the standard library's sources, but {root} holds only {len(texts)}"
-            " modules as .py files; run Gramprune with a Python installed with its sources, or name another model."
+            " modules as .py files; use a Python installed with its sources, or name another model."
         )
     return texts
 
@@ -292,7 +301,9 @@ def _model(generator: torch.Generator) -> LlamaForCausalLM:
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             continue
-        scale = 0.2 if "embed_tokens" in name else parameter.shape[1] ** -0.5
+        # A small embedding makes the model lean on its blocks: with 0.2 it was 3 % better, but at 50 % Wanda
+        # was only 1-2 % ahead of magnitude.
+        scale = 0.02 if "embed_tokens" in name else parameter.shape[1] ** -0.5
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             scale *= depth**-0.5  # the sum over the residual branches keeps unit size
         torch.nn.init.normal_(parameter, std=scale, generator=generator)

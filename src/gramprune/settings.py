@@ -463,18 +463,19 @@ def _shown(default: Any) -> str:
 
 
 def _type(annotation: Any) -> str:
+    members = [member for member in get_args(annotation) if member is not type(None)]
     inner = _sections(annotation)
     if inner:
         text = " or ".join(f"[{s.__name__}](#{s.__name__.lower()})" for s in inner)
         return f"list of {text}" if str(annotation).startswith("list") else text
-    values = [v for v in get_args(annotation) if isinstance(v, str)]
-    if values:
-        return " ".join(f"`{value}`" for value in values)
-    text = getattr(annotation, "__name__", str(annotation))
-    options = [_type(a) for a in get_args(annotation) if a is not type(None)]
-    return {"str": "text", "int": "integer", "float": "number", "list": "list of text"}.get(text) or " or ".join(
-        options
-    )
+    if members and all(isinstance(member, str) for member in members):
+        return " ".join(f"`{member}`" for member in members)
+    if getattr(annotation, "__origin__", None) is list:
+        return f"list of {_type(members[0])}"
+    if hasattr(annotation, "__metadata__") or type(None) in get_args(annotation):
+        return _type(members[0])
+    names = {str: "text", int: "integer", float: "number"}
+    return names.get(annotation) or " or ".join(_type(member) for member in members)
 
 
 GENERATED = {"workflow/schemas/config.schema.json": schema, "docs/configuration.md": reference}

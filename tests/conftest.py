@@ -1,0 +1,161 @@
+"""A real little world for the tests: text of the standard library, tiny models, and a clone that Snakemake runs in."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    """English text: the topics of Python's own help."""
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(documents, tmp_path_factory):
+    """A byte-level tokenizer with 300 tokens."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(documents[:20], vocab_size=300, special_tokens=["<s>"], show_progress=False)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    trained.save(str(path))
+    return PreTrainedTokenizerFast(tokenizer_file=str(path), bos_token="<s>", eos_token="<s>")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer, tmp_path_factory) -> Path:
+    """A random Llama: 3 blocks, grouped queries, bfloat16, tied embeddings, several shards."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_llama(folder, seed=0)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_llama(folder: Path, seed: int, **changes: Any) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,  # so that activations differ between directions
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).to(torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size="30KB")
+
+
+class Clone:
+    """A user's clone of the project: Snakefile, workflow and library, copied; results beside them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name in ("Snakefile", "workflow", "src"):
+            source, target = ROOT / name, folder / name
+            ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(source, target, ignore=ignore) if source.is_dir() else shutil.copy2(source, target)
+
+    def write(self, config: dict[str, Any], name: str = "config.yaml") -> None:
+        (self.folder / name).write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def snakemake(self, *arguments: str, config: dict[str, Any] | None = None) -> subprocess.CompletedProcess:
+        """Run Snakemake in the clone, with another configuration than config.yaml if one is given."""
+        if config is not None:
+            self.write(config, "other.yaml")
+            arguments = (*arguments, "--configfile", "other.yaml")
+        environment = {**os.environ, "PYTHONPATH": "", "COLUMNS": "200"}
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600)
+
+    def run(self, *arguments: str, config: dict[str, Any] | None = None) -> None:
+        done = self.snakemake(*arguments, config=config)
+        assert done.returncode == 0, done.stderr[-6000:]
+
+    def planned(self, config: dict[str, Any] | None = None) -> Counter:
+        """What a dry run would do: how many jobs per (rule, run or trail)."""
+        done = self.snakemake("--dry-run", config=config)
+        assert done.returncode == 0, done.stderr[-6000:]
+        jobs: Counter = Counter()
+        rule = None
+        for line in done.stdout.splitlines():
+            words = line.split()
+            if line.startswith(("rule ", "localrule ")):
+                rule, wildcards = words[1].rstrip(":"), {}
+            elif rule and words[:1] == ["wildcards:"]:
+                wildcards = dict(word.rstrip(",").split("=", 1) for word in words[1:])
+            elif rule and words[:1] == ["resources:"]:
+                if rule != "all":
+                    jobs[rule, wildcards.get("run", wildcards.get("trail"))] += 1
+                rule = None
+        return jobs
+
+
+@pytest.fixture(scope="session")
+def texts(documents, tmp_path_factory) -> dict[str, Path]:
+    """Two local files: calibration as .jsonl, evaluation as .txt."""
+    folder = tmp_path_factory.mktemp("texts")
+    with open(folder / "calibration.jsonl", "w") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in documents[:40])
+    (folder / "evaluation.txt").write_text("\n\n".join(documents[40:44])[:6000])
+    return {"calibration": folder / "calibration.jsonl", "evaluation": folder / "evaluation.txt"}
+
+
+@pytest.fixture(scope="session")
+def config(tiny_model, texts) -> dict[str, Any]:
+    """Four recipes: a chain of pruned blocks and independent blocks, an update, none, and a joint method."""
+    return {
+        "model": str(tiny_model),
+        "datasets": {name: {"path": str(path)} for name, path in texts.items()},
+        "calibration": {"dataset": "calibration", "samples": 12, "length": 64},
+        "evaluation": {"perplexity": {"datasets": ["evaluation"], "length": 64}},
+        "batch_size": 4,
+        "runs": [
+            {"name": "chain", "sparsity": 0.5, "mask": "wanda", "update": "admm"},
+            {"name": "joint", "sparsity": "2:4", "mask": "admm", "update": "joint"},
+            {"name": "plain", "sparsity": 0.5, "mask": "wanda", "propagation": "dense"},
+            {"name": "apart", "sparsity": 0.5, "mask": "wanda", "update": "admm", "propagation": "dense"},
+        ],
+    }
+
+
+@pytest.fixture(scope="session")
+def clone(config, tmp_path_factory) -> Clone:
+    """A clone in which the whole experiment has run once. Tests only read it, or put back what they change."""
+    made = Clone(tmp_path_factory.mktemp("clone"))
+    made.write(config)
+    made.run()
+    return made
+
+
+def changed(config: dict[str, Any], change) -> dict[str, Any]:
+    """A copy of a configuration after `change(copy)`."""
+    new = copy.deepcopy(config)
+    change(new)
+    return new
