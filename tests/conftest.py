@@ -16,6 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # as in the jobs: same bits, and small problems need no more
 
 sys.path.insert(0, str(Path(__file__).parent))
 

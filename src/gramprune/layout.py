@@ -7,9 +7,11 @@ noticeable memory (untouched zero pages), for a model of any size.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from gramprune import files, fingerprint
@@ -39,12 +41,11 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
     Raises GrampruneError for architectures that cannot be pruned.
     """
     import torch
-    from transformers import AutoConfig
 
     from gramprune.blocks import Blocks, inputs_of, is_transposed, linears, shared_inputs
 
     try:
-        parsed = AutoConfig.for_model(**config)
+        parsed = _parse(config)
         dtype = torch.bfloat16
         blocks = Blocks(parsed, dtype, lambda name, like: torch.zeros(like.shape, dtype=dtype))
     except (KeyError, ValueError, TypeError) as error:
@@ -78,6 +79,15 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
         "context": getattr(text, "max_position_embeddings", None),
         "blocks": described,
     }
+
+
+def _parse(config: dict[str, Any]) -> Any:
+    """The config as transformers reads it from a file, which decodes what JSON cannot say."""
+    from transformers import AutoConfig
+
+    with TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
 
 
 def selected(linears: Iterable[str], exclude: list[str]) -> list[str]:

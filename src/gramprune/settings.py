@@ -169,6 +169,10 @@ def _from_name(value: Any) -> Any:
     return {"method": value} if isinstance(value, str) else value
 
 
+def _names_of(method: type[Section]) -> tuple[str, ...]:
+    return get_args(method.model_fields["method"].annotation)
+
+
 def _by_name(*methods: type[Section]) -> BeforeValidator:
     """Accept these methods by name; the schema then lists the names too."""
     names = tuple(name for method in methods for name in _names_of(method))
@@ -386,10 +390,6 @@ def _sentence(error: dict[str, Any]) -> str:
         return f"config: {where} is {found!r}; expected text that matches {context['pattern']}."
     expected = "a mapping with keys" if kind in ("model_type", "model_attributes_type", "dict_type") else error["msg"]
     return f"config: {where} is {found!r}; expected: {expected.removeprefix('Input should be ')}."
-
-
-def _names_of(method: type[Section]) -> tuple[str, ...]:
-    return get_args(method.model_fields["method"].annotation)
 
 
 def _allowed_keys(place: tuple) -> list[str]:

@@ -1,0 +1,155 @@
+"""Families of models without family code: blocks run alone as in the whole model, and whole prunings agree."""
+
+import json
+
+import pytest
+import torch
+from families import CONFIGS, config
+from monolithic import prune_in_memory
+from safetensors import safe_open
+
+from gramprune import artifacts, layout
+from gramprune.blocks import open_blocks
+from gramprune.stages.assemble import assemble
+from gramprune.stages.capture import capture
+from gramprune.stages.fetch import fetch_model
+from gramprune.stages.mask import mask_block
+from gramprune.stages.update import update_block
+
+DTYPES = {"llama": torch.float16, "opt": torch.float16, "gpt2": torch.bfloat16, "qwen3": torch.bfloat16}
+DTYPES |= {"mamba": torch.bfloat16, "gemma3": torch.bfloat16, "falcon": torch.float16}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def model(request, tmp_path_factory):
+    """A random model of the family in several shards; float32 unless DTYPES says otherwise."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    dtype = DTYPES.get(request.param, torch.float32)
+    folder = tmp_path_factory.mktemp(request.param)
+    random = AutoModelForCausalLM.from_config(config(request.param, initializer_range=0.1)).to(dtype)
+    random.save_pretrained(folder, max_shard_size="40KB")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return torch.randint(0, 160, (6, 24), generator=torch.Generator().manual_seed(0))
+
+
+def hidden_states(folder, tokens):
+    """What enters and leaves every block of the whole model."""
+    from monolithic import block_list
+    from transformers import AutoModelForCausalLM
+
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    entered, left = {}, {}
+
+    def note(index):
+        def hook(module, args, kwargs, output):
+            entered[index] = args[0] if args else kwargs["hidden_states"]
+            left[index] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    for index, block in enumerate(block_list(whole)):
+        block.register_forward_hook(note(index), with_kwargs=True)
+    with torch.no_grad():
+        whole(input_ids=tokens, use_cache=False)
+    return entered, left
+
+
+def test_a_block_alone_gives_the_bits_of_the_whole_model(model, tokens):
+    entered, left = hidden_states(model, tokens)
+    blocks, _ = open_blocks(model)
+    for index in reversed(range(len(blocks))):
+        with blocks.loaded(index):
+            first, output = blocks.forward(tokens, entered[index] if index else None)
+        assert torch.equal(first, entered[index])
+        assert torch.equal(output, left[index])
+
+
+def test_the_layout_from_config_alone_names_the_linears_that_are_pruned(model, tokens):
+    found = layout.describe(json.loads((model / "config.json").read_text()))
+    entered, _ = hidden_states(model, tokens)
+    assert len(found["blocks"]) == len(entered) == 3
+    with safe_open(sorted(model.glob("*.safetensors"))[0], "pt") as file:
+        assert file.keys()
+    blocks, weights = open_blocks(model)
+    for index, block in enumerate(found["blocks"]):
+        for name, linear in block["linears"].items():
+            shape = weights.shape(weights.key_of(f"{blocks.prefix}.{index}.{name}.weight"))
+            assert sorted(shape) == sorted((linear["rows"], linear["columns"]))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"sparsity": 0.5, "mask": "wanda", "update": "admm", "propagation": "pruned"},
+        {"sparsity": "2:4", "mask": "admm", "update": "joint", "propagation": "dense"},
+    ],
+    ids=["chain", "apart"],
+)
+def test_pruned_in_stages_reloaded_equals_pruned_in_memory(model, tokens, run, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    prune_in_stages(model, tokens, run, tmp_path)
+    expected = prune_in_memory(model, tokens, run, batch_size=2)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", dtype="auto").eval()
+    state = expected.state_dict()
+    for key, value in found.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    with torch.no_grad():
+        assert torch.equal(found(input_ids=tokens).logits, expected(input_ids=tokens).logits)
+
+
+def prune_in_stages(folder, tokens, run, work):
+    """The stages one after another, without Snakemake."""
+    manifest = work / "model.json"
+    fetch_model(manifest, "", {"kind": "folder", "source": str(folder), "revision": None}, "code")
+    fingerprint = json.loads(manifest.read_text())["fingerprint"]
+    written = artifacts.provenance("calibrate", {}, "code", {}, model=fingerprint)
+    artifacts.write(work / "tokens", {"tokens": tokens}, written)
+    methods = {"method": run["mask"], "options": {}, "pattern": run["sparsity"], "granularity": "row"}
+    common = {"model": manifest, "labels": {}, "code": "code", "device": "cpu", "metrics": work / "metrics.json"}
+    pruned = []
+    for block in range(3):
+        at = {name: work / f"{block}_{name}" for name in ("inputs", "gram", "mask", "weights")}
+        chained = run["propagation"] == "pruned" and block > 0
+        capture(
+            tokens=work / "tokens",
+            before=work / f"{block - 1}_inputs" if block else None,
+            weights=pruned[-1] if chained else None,
+            inputs=at["inputs"],
+            grams=at["gram"],
+            block=block,
+            settings={"dtype": "auto", "accumulate": "float32", "exclude": []},
+            batch_size=2,
+            **common,
+        )
+        update = {"method": "admm", "options": {}}
+        if run["update"] == "joint":
+            update = methods
+        else:
+            mask_block(grams=at["gram"], output=at["mask"], block=block, settings=methods, **common)
+        mask = None if run["update"] == "joint" else at["mask"]
+        update_block(grams=at["gram"], mask=mask, output=at["weights"], block=block, settings=update, **common)
+        pruned.append(at["weights"])
+    recipe = {"sparsity": run["sparsity"], "granularity": "row"}
+    assemble(manifest, pruned, work / "checkpoint", recipe, "code")
+
+
+def test_a_checkpoint_without_the_base_models_name_in_its_keys_is_read(tmp_path, tokens):
+    """As published for GPT-2 and BLOOM: `h.0.attn…` in the file, `transformer.h.0.attn…` in the model."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_config(config("gpt2")).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = {key.removeprefix("transformer."): value for key, value in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})
+    entered, left = hidden_states(tmp_path, tokens)
+    blocks, _ = open_blocks(tmp_path)
+    with blocks.loaded(2):
+        assert torch.equal(blocks.forward(tokens, entered[2])[1], left[2])
