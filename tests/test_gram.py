@@ -1,0 +1,96 @@
+"""Gram matrices: sums over batches, scaling, inverses with recorded damping, and what is refused."""
+
+import logging
+
+import pytest
+import reference
+import torch
+from problems import DEAD, DTYPES, STRUCTURES, assert_near, assert_sentence, problem, tolerance
+
+from gramprune import Gram, GrampruneError, layer_error
+from gramprune.gram import accumulate
+from gramprune.updates import update_weight
+
+
+@pytest.mark.parametrize("inputs", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("summed", DTYPES)
+def test_accumulated_batches_are_the_gram_matrix_of_all_tokens(inputs, summed):
+    X = torch.randn(6, 10, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(inputs)
+    gram = torch.zeros(12, 12, dtype=summed)
+    for batch in (X[:3], X[3:5], X[5]):  # (sequences, tokens, in), and (tokens, in)
+        accumulate(gram, batch)
+    all_tokens = X.reshape(-1, 12).double()
+    assert_near(gram, all_tokens.T @ all_tokens)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_layer_error_is_the_distance_of_the_outputs(structure, dtype):
+    p = problem(structure, dtype)
+    new = p.weight.where(p.weight.abs() > 0.6, 0)
+    expected = reference.layer_error(p.weight, new, p.inputs)
+    for gram in (p.gram, Gram(p.gram)):
+        assert layer_error(p.weight, new, gram) == pytest.approx(expected, rel=tolerance(dtype), abs=1e-30)
+    assert layer_error(p.weight, p.weight, p.gram) == 0
+
+
+def test_the_layer_error_of_half_precision_weights_is_that_of_their_values():
+    weight, new, gram = torch.tensor([[256.0]]), torch.tensor([[0.5]]), torch.ones(1, 1)
+    assert layer_error(weight.bfloat16(), new.bfloat16(), gram) == layer_error(weight, new, gram) == 255.5**2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scaled_has_unit_diagonal_and_zeros_at_dead_inputs(dtype):
+    gram = Gram(problem("dead_inputs", dtype).gram)
+    assert gram.dead.nonzero().flatten().tolist() == list(DEAD)
+    expected = torch.ones(16, dtype=torch.float64)
+    expected[list(DEAD)] = 0
+    assert_near(gram.scaled.diagonal(), expected)
+    assert not gram.scaled[gram.dead].any() and not gram.scaled[:, gram.dead].any()
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_inverse_is_that_of_the_damped_and_shifted_matrix_and_is_made_once(structure):
+    gram = Gram(problem(structure).gram)
+    inverse, damping = gram.inverse(0.1, shift=1.0)
+    identity = torch.eye(len(inverse), dtype=torch.float64)
+    assert_near((gram.scaled + 1.1 * identity) @ inverse, identity)
+    assert damping == 0.1
+    assert gram.inverse(0.1, shift=1.0)[0] is inverse
+    assert gram.inverse(0.2, shift=1.0)[0] is not inverse
+
+
+def test_too_little_damping_grows_tenfold_and_is_recorded_and_logged(caplog):
+    matrix = torch.tensor([[1.0, 5.0], [5.0, 1.0]], dtype=torch.float64)  # eigenvalues −4 and 6
+    with caplog.at_level(logging.WARNING):
+        _, stats = update_weight(torch.ones(1, 2), Gram(matrix, "block 3 q_proj"), torch.ones(1, 2).bool(), "admm")
+    assert stats["damping"] == pytest.approx(10)  # of 0.1, 1 and 10, with ρ = 1
+    assert [record.getMessage().startswith("block 3 q_proj:") for record in caplog.records] == [True, True]
+    nearly = torch.tensor([[1.0, 1 + 3e-5], [1 + 3e-5, 1.0]], dtype=torch.float64)
+    assert Gram(nearly).inverse(0.0)[1] == pytest.approx(1e-4)
+
+
+def test_a_matrix_that_no_damping_mends_is_refused_by_the_layers_name():
+    gram = Gram(torch.tensor([[1.0, 1e6], [1e6, 1.0]], dtype=torch.float64), "block 3 q_proj")
+    with pytest.raises(GrampruneError) as error:
+        gram.inverse(0.1, shift=1.0)
+    assert_sentence(error, "block 3 q_proj", "not positive definite", "1000", "float64")
+
+
+@pytest.mark.parametrize(
+    "matrix, words",
+    [
+        (torch.ones(2, 3), "(2, 3)"),
+        (torch.ones(4), "(4,)"),
+        (torch.eye(2).half(), "torch.float16"),
+        (torch.eye(2).bfloat16(), "torch.bfloat16"),
+        (torch.eye(2).int(), "torch.int32"),
+        (torch.tensor([[1.0, float("nan")], [0.0, 1.0]]), "NaN"),
+        (torch.tensor([[float("inf")]]), "infinite"),
+        (torch.tensor([[-1.0]]), "negative"),
+    ],
+)
+def test_a_broken_gram_matrix_is_refused_in_one_sentence(matrix, words):
+    with pytest.raises(GrampruneError) as error:
+        Gram(matrix, "block 3 q_proj")
+    assert_sentence(error, "block 3 q_proj", words)

@@ -1,0 +1,128 @@
+"""Patterns: exactly the requested zeros, at the smallest scores, with one rule for ties."""
+
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import PATTERNS, assert_sentence
+
+from gramprune import GrampruneError, Pattern
+from gramprune.sparsity import smallest
+
+FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@st.composite
+def scored_patterns(draw):
+    """A pattern and scores of a shape that it fits, most of them tied."""
+    if draw(st.booleans()):
+        group = draw(st.integers(2, 8))
+        pattern = (f"{draw(st.integers(1, group - 1))}:{group}", "row")
+        columns = group * draw(st.integers(1, 4))
+    else:
+        pattern = (draw(st.floats(0.01, 0.99)), draw(st.sampled_from(["row", "matrix"])))
+        columns = draw(st.integers(1, 20))
+    rows = draw(st.integers(1, 5))
+    values = draw(st.lists(st.integers(-3, 3), min_size=rows * columns, max_size=rows * columns))
+    return pattern, torch.tensor(values).reshape(rows, columns).to(draw(st.sampled_from(FLOATS)))
+
+
+@settings(deadline=None, derandomize=True, database=None, max_examples=60)
+@given(scored_patterns())
+def test_a_mask_has_exactly_the_requested_zeros_at_the_smallest_scores_and_ties_go_to_the_lowest_index(case):
+    pattern, scores = case
+    mask = Pattern.parse(*pattern).mask(scores)
+    assert mask.dtype == torch.bool
+    assert torch.equal(mask, reference.mask(scores, pattern))
+    Pattern.parse(*pattern).check_mask(mask, "layer")
+
+
+@pytest.mark.parametrize("value, granularity", [(0.9, "row"), (0.9, "matrix"), ("2:4", "row")])
+def test_scores_cast_to_half_precision_tie_but_the_count_stays_exact(value, granularity):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(20, 400, generator=generator).add(1).bfloat16()
+    pattern = Pattern.parse(value, granularity)
+    assert len(scores.unique()) < 200  # thresholding with <= would prune too many
+    for cast in (scores, scores.float()):
+        assert int((~pattern.mask(cast)).sum()) == (4000 if pattern.group else 7200)
+    assert torch.equal(pattern.mask(scores), pattern.mask(scores.float()))
+
+
+def test_ties_are_pruned_from_the_first_index_on():
+    scores = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0, -0.0]])
+    assert smallest(scores, 1).int().tolist() == [[0, 0, 0, 0, 1, 0]]  # −0 equals 0
+    assert smallest(scores, 4).int().tolist() == [[0, 1, 1, 0, 1, 1]]
+    assert smallest(scores, 0).int().tolist() == [[0, 0, 0, 0, 0, 0]]
+    assert smallest(scores, 6).int().tolist() == [[1, 1, 1, 1, 1, 1]]
+
+
+def test_infinite_scores_are_pruned_last():
+    scores = torch.tensor([[float("inf"), 1.0, float("inf"), 2.0]])
+    assert Pattern.parse(0.75).mask(scores).int().tolist() == [[0, 0, 1, 0]]
+
+
+def test_groups_are_neighbours_along_the_input():
+    scores = torch.tensor([[0.0, 1, 2, 3, 4, 5, 6, 7], [7.0, 6, 5, 4, 3, 2, 1, 0]])
+    expected = [[0, 0, 1, 1, 0, 0, 1, 1], [1, 1, 0, 0, 1, 1, 0, 0]]
+    assert Pattern.parse("2:4").mask(scores).int().tolist() == expected
+
+
+def test_the_granularity_decides_where_the_fraction_is_counted():
+    scores = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert Pattern.parse(0.5, "row").mask(scores).int().tolist() == [[0, 1], [0, 1]]
+    assert Pattern.parse(0.5, "matrix").mask(scores).int().tolist() == [[0, 0], [1, 1]]
+
+
+def test_nan_scores_are_refused():
+    with pytest.raises(GrampruneError) as error:
+        Pattern.parse(0.5).mask(torch.tensor([[1.0, float("nan")]]))
+    assert_sentence(error, "NaN")
+
+
+def test_patterns_are_read_and_shown_as_they_are_written():
+    shown = {Pattern.parse(*pattern).slug: str(Pattern.parse(*pattern)) for pattern in PATTERNS}
+    assert shown == {
+        "0.5_row": "0.5",
+        "0.5_matrix": "0.5",
+        "0.7_row": "0.7",
+        "2of4": "2:4",
+        "1of4": "1:4",
+        "4of8": "4:8",
+    }
+    assert Pattern.parse("0.5") == Pattern.parse(0.5)
+    assert Pattern.parse("1:4").sparsity == 0.75
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0, 1, 1.0, -0.5, 50, float("nan"), True, None, "half", "", "4:4", "0:4", "5:4", "2:", ":4", "2:4:8", "-2:4"],
+)
+def test_a_value_that_is_no_pattern_is_refused_in_one_sentence(value):
+    with pytest.raises(GrampruneError) as error:
+        Pattern.parse(value)
+    assert_sentence(error, repr(value), "2:4")
+
+
+def test_an_unknown_granularity_is_refused_in_one_sentence():
+    with pytest.raises(GrampruneError) as error:
+        Pattern.parse(0.5, "column")
+    assert_sentence(error, "'column'", "row, matrix")
+
+
+def test_a_group_that_does_not_divide_the_inputs_is_refused_in_one_sentence():
+    Pattern.parse(0.5).check(10, "block 3 q_proj")
+    with pytest.raises(GrampruneError) as error:
+        Pattern.parse("2:4").check(10, "block 3 q_proj")
+    assert_sentence(error, "block 3 q_proj", "10", "2:4")
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: Pattern.parse(*pattern).slug)
+def test_a_mask_with_one_zero_too_many_is_recognised(pattern):
+    pattern = Pattern.parse(*pattern)
+    mask = pattern.mask(torch.rand(4, 16, generator=torch.Generator().manual_seed(0)))
+    pattern.check_mask(mask, "layer")
+    mask[2] &= mask[2].cumsum(0) > 1  # the first kept weight of a row
+    with pytest.raises(GrampruneError) as error:
+        pattern.check_mask(mask, "block 3 q_proj")
+    assert_sentence(error, "block 3 q_proj")
