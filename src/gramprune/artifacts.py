@@ -74,8 +74,8 @@ def read(path: Path | str, **expected: Any) -> Artifact:
     path = Path(path)
     header = tensorfile.read_header(path)
     try:
-        provenance = json.loads(header.metadata["gramprune"])
-    except (KeyError, ValueError) as error:
+        provenance = dict(json.loads(header.metadata["gramprune"]))
+    except (KeyError, ValueError, TypeError) as error:
         raise GrampruneError(
             f"{path} was not written by gramprune (no provenance in its header); delete it to have it made again."
         ) from error

@@ -11,6 +11,7 @@ class GrampruneError(Exception):
 def suggest(found: str, allowed: Iterable[str]) -> str:
     """The nearest of `allowed` and the whole list, as the end of an error's sentence."""
     allowed = sorted(allowed)
-    nearest = get_close_matches(found, allowed, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    folded = {word.lower(): word for word in allowed}
+    nearest = get_close_matches(found.lower(), folded, n=1, cutoff=0.5)
+    hint = f"did you mean {folded[nearest[0]]!r}? " if nearest else ""
     return f"{hint}Known: {', '.join(allowed)}."

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,16 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise GrampruneError(
-            f"{path} could not be written: {error.strerror or error}; no other file was touched."
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+    with _said(path, part):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            with suppress(OSError):
+                part.unlink()
 
 
 @contextmanager
@@ -43,16 +41,30 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Raises GrampruneError, naming the folder, when the disk is full or cannot be written.
     """
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    with _said(folder, part):
+        try:
+            part.mkdir(parents=True)
+            yield part
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _said(path: Path, part: Path) -> Iterator[None]:
+    """Turn the system's error about `path` or its temporary place into a sentence; others are not ours to explain."""
     try:
-        part.mkdir(parents=True)
-        yield part
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(part, folder)
+        yield
     except OSError as error:
-        raise GrampruneError(f"{folder} could not be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        known = {str(place) for place in (path, part, path.parent)}
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None] or [str(part)]
+        if any(name in known or name.startswith(f"{part}{os.sep}") for name in names):
+            raise GrampruneError(
+                f"{path} could not be written: {error.strerror or error}; no other file was touched."
+            ) from error
+        raise
 
 
 def write_json(path: Path | str, content: Any) -> None:

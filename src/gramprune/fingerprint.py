@@ -17,6 +17,7 @@ from typing import Any
 from gramprune.errors import GrampruneError
 
 ROOT = Path(__file__).parent  # of the package `gramprune`
+SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
 def canonical(settings: Any) -> str:
@@ -81,7 +82,7 @@ def model(folder: Path) -> str:
     from gramprune.tensorfile import read_header
 
     digest = hashlib.sha256()
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in SMALL_FILES:
         path = folder / name
         digest.update(path.read_bytes() if path.exists() else b"-")
     files = sorted(folder.glob("*.safetensors"))

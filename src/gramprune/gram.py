@@ -35,7 +35,7 @@ def layer_error(
 ) -> float:
     """`‖X Wᵀ − X Vᵀ‖²_F = Σ_rows (w−v) G (w−v)ᵀ`, in the units of the squared outputs, summed over tokens."""
     matrix = gram.matrix if isinstance(gram, Gram) else gram
-    difference = (weight - new).to(matrix.dtype)
+    difference = weight.to(matrix.dtype) - new.to(matrix.dtype)
     # Summed in float64: the rows' errors differ by orders of magnitude.
     return float(((difference @ matrix) * difference).sum(dtype=torch.float64))
 
@@ -99,8 +99,9 @@ class Gram:
             factor, info = torch.linalg.cholesky_ex(shifted)
             if not info.any():
                 return torch.cholesky_inverse(factor), used
-            log.warning("%s: not positive definite with damping %g, trying ten times that.", self.name, used)
-            used = max(used * 10, 1e-6)
+            stronger = max(used * 10, 1e-6)
+            log.warning("%s: not positive definite with damping %g, trying %g.", self.name, used, stronger)
+            used = stronger
         raise GrampruneError(
             f"{self.name}: the Gram matrix is not positive definite even with damping {used / 10:g}: it is broken "
             "or was accumulated in too low a precision; set `calibration.accumulate: float64` or use more samples."

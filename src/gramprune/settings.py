@@ -59,7 +59,7 @@ class Model(Section):
     @property
     def location(self) -> str:
         """The source with `~` resolved."""
-        return str(Path(self.source).expanduser()) if self.kind == "folder" else self.source
+        return self.source.replace("~", str(Path.home()), 1) if self.source.startswith("~") else self.source
 
 
 class Dataset(Section):
@@ -102,7 +102,7 @@ class Perplexity(Section):
     """Perplexity over windows that do not overlap."""
 
     datasets: list[str] = Field(description="`demo_heldout`, or names under `datasets`: one column each.")
-    length: Positive = Field(description="Tokens per window.")
+    length: Annotated[int, Field(gt=1, strict=True)] = Field(description="Tokens per window.")
     windows: Positive | None = Field(None, description="At most so many windows; all by default.")
 
 

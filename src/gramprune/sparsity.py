@@ -61,7 +61,7 @@ class Pattern:
     @property
     def slug(self) -> str:
         """The pattern as a part of a file name: `2of4`, `0.5_row`."""
-        return f"{self.keep}of{self.group}" if self.group else f"{self.sparsity:g}_{self.granularity}"
+        return f"{self.keep}of{self.group}" if self.group else f"{self.sparsity!r}_{self.granularity}"
 
     def check(self, columns: int, name: str) -> None:
         """Raises GrampruneError if a matrix with that many input columns cannot have this pattern."""

@@ -78,9 +78,11 @@ def read_header(path: Path) -> Header:
             )
             for name, entry in content.items()
         }
+        if not isinstance(metadata, dict) or any(not _fits(entry) for entry in entries.values()):
+            raise ValueError("shapes and places do not fit")
     except OSError as error:
         raise GrampruneError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise GrampruneError(
             f"{path} is not a whole safetensors file (its header cannot be read); delete it to have it made again."
         ) from error
@@ -93,28 +95,39 @@ def read_header(path: Path) -> Header:
     return Header(entries, metadata, hashlib.sha256(raw).hexdigest())
 
 
+def _fits(entry: Entry) -> bool:
+    """Whether a known dtype's shape has the size that the header says."""
+    dtype = DTYPES.get(entry.dtype)
+    return entry.size >= 0 and (dtype is None or prod(entry.shape) * dtype.itemsize == entry.size)
+
+
 def read_tensor(
     path: Path,
     entry: Entry,
-    rows: slice | None = None,  # of the first dimension, step 1; all by default
+    rows: slice | None = None,  # of the first dimension, without a step; all by default
 ) -> Tensor:
-    """One tensor, or some of its rows, in memory of its own."""
+    """One tensor, or some of its rows, in memory of its own. Raises GrampruneError if it cannot be read."""
     shape, start, size = entry.shape, entry.start, entry.size
     if entry.dtype not in DTYPES:
         raise GrampruneError(f"{path} holds a tensor of dtype {entry.dtype}; known are {', '.join(DTYPES)}.")
     if rows is not None:
-        first, last, _ = rows.indices(shape[0])
+        first, last, step = rows.indices(shape[0])
+        if step != 1 or last < first:
+            raise ValueError(f"{rows} are not consecutive rows")
         row = size // max(shape[0], 1)
         shape, start, size = (last - first, *shape[1:]), start + first * row, (last - first) * row
     buffer = bytearray(size)
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        view = memoryview(buffer)
-        while view:  # one read returns 2 GiB at most
-            count = file.readinto(view)
-            if not count:
-                raise GrampruneError(f"{path} ended early while being read; delete it to have it made again.")
-            view = view[count:]
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(start)
+            view = memoryview(buffer)
+            while view:  # one read returns 2 GiB at most
+                count = file.readinto(view)
+                if not count:
+                    raise GrampruneError(f"{path} ended early while being read; delete it to have it made again.")
+                view = view[count:]
+    except OSError as error:
+        raise GrampruneError(f"{path} cannot be read: {error.strerror}.") from error
     if not size:
         return torch.empty(shape, dtype=DTYPES[entry.dtype])
     return torch.frombuffer(buffer, dtype=DTYPES[entry.dtype]).reshape(shape)

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gramprune.errors import GrampruneError, suggest
 from gramprune.gram import Gram
 from gramprune.sparsity import Pattern, smallest
 from gramprune.updates.admm import DAMPING, ITERATIONS, RHO, iterate
 
+SCHEDULES = ("ramp", "jump")
 RAMP = 15  # iterations in which the mask is re-chosen; the rest refine the weights under the last one
 
 
@@ -28,6 +30,10 @@ def prune(
     rho: float = RHO,
 ) -> tuple[Tensor, Tensor, dict]:
     """Mask, weights and statistics after `iterations` steps, the mask chosen anew in the first `ramp`."""
+    if not 1 <= ramp <= iterations:
+        raise GrampruneError(f"{gram.name}: admm's ramp is {ramp}; expected 1 to {iterations}, its iterations.")
+    if schedule not in SCHEDULES:
+        raise GrampruneError(f"{gram.name}: there is no schedule {schedule!r} of admm; {suggest(schedule, SCHEDULES)}")
     mask = None
 
     def choose(step: int, proposal: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import sys
 
+import torch
 from torch import Tensor
 
 from gramprune import methods
@@ -22,9 +23,9 @@ def update_weight(
     """
     update = methods.load(sys.modules[__name__], method, "update")
     weight, gram = methods.prepare(weight, gram)
-    if mask.shape != weight.shape:
+    if mask.shape != weight.shape or mask.dtype != torch.bool:
         raise GrampruneError(
-            f"{gram.name}: the mask is {tuple(mask.shape)}, the weight {tuple(weight.shape)}; expected the same."
+            f"{gram.name}: the mask is {mask.dtype} {tuple(mask.shape)}; expected torch.bool {tuple(weight.shape)}."
         )
     new, stats = update(weight, gram, mask, **options)
     if not new.isfinite().all():

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from gramprune.errors import GrampruneError
 from gramprune.gram import Gram
 
 DAMPING, RHO, ITERATIONS = 0.1, 1.0, 20  # the authors' released code
@@ -43,6 +44,11 @@ def iterate(
 
     Z = (V + U) ∘ M ;   U += V − Z ;   V = (Ĝ + ρI)⁻¹ (ĜŴ + ρ(Z − U)) ;   result ((V + U) ∘ M) / n
     """
+    if iterations < 1 or damping < 0 or rho <= 0:
+        raise GrampruneError(
+            f"{gram.name}: admm needs iterations of 1 or more, damping of 0 or more and rho above 0; found "
+            f"{iterations}, {damping} and {rho}."
+        )
     inverse, damping = gram.inverse(damping, shift=rho)
     dense = weight * gram.norms  # dead inputs: 0, so they are pruned first wherever the mask is chosen here
     # (ŴĜ)(Ĝ + ρI)⁻¹ = Ŵ − ρ Ŵ(Ĝ + ρI)⁻¹: the same damped Ĝ on both sides, one product instead of two.
