@@ -7,7 +7,9 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-if not workflow.configfiles:  # a file given with --configfile stands alone, nothing is merged into it
+if (
+    not workflow.configfiles
+):  # a file given with --configfile stands alone, nothing is merged into it
 
     configfile: "config.yaml"
 

@@ -115,6 +115,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "gramprune"  # same rows, same bytes
     import matplotlib.pyplot as pyplot
+    from matplotlib import ticker
 
     models = list(dict.fromkeys(row["model"] for row in rows))
     datasets = [name for name in rows[0] if name.startswith("perplexity_")]
@@ -134,9 +135,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 axis.annotate(f"{row[dataset]:.1f}", (row[dataset], place), (6, 0), **text)
             axis.axvline(dense, color="black", linewidth=1)
             axis.annotate(f"dense {dense:.1f}", (dense, -0.7), (4, 0), **text)
-            axis.set(xscale="log", xlabel=dataset.replace("_", " ", 1), ylim=(len(shown) - 1.4, -1.1), title=model)
-            axis.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-            axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+            axis.set(xscale="log", ylim=(len(shown) - 1.4, -1.1), title=model)
+            axis.set_xlabel(f"{dataset.replace('_', ' ', 1)} (lower is better)")
+            axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8)))
+            axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, place: f"{value:g}"))
+            axis.xaxis.set_minor_locator(ticker.NullLocator())
             axis.set_yticks(range(len(shown) - 1), [row["run"] for row in shown[1:]], size=8)
             axis.spines[["top", "right"]].set_visible(False)
             axis.margins(x=0.15)
