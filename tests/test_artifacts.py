@@ -84,7 +84,7 @@ def test_rows_appended_in_any_order_of_tensors_make_the_same_bytes(written, tmp_
     tensors = {name: tensor for name, tensor in some_tensors().items() if tensor.ndim}
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     artifacts.write(tmp_path / "whole", tensors, PROVENANCE)
-    with tensorfile.writing(tmp_path / "rows", shapes, artifacts.metadata(PROVENANCE)) as writer:
+    with artifacts.writing(tmp_path / "rows", shapes, PROVENANCE) as writer:
         for first in range(0, 8, 2):
             for name in reversed(tensors):
                 writer.append(name, tensors[name][first : first + 2])
@@ -100,13 +100,22 @@ def test_the_digest_stands_for_values_and_provenance(tmp_path):
     assert len({digest(1, 3), digest(2, 3), digest(1, 4)}) == 3
 
 
+def test_what_is_learnt_while_writing_goes_into_the_header(tmp_path):
+    provenance = {"damping": {}}
+    with artifacts.writing(tmp_path / "a", {"x": (torch.float32, (1,))}, provenance) as writer:
+        writer.append("x", torch.ones(1))
+        provenance["damping"]["mlp.down_proj"] = 0.1
+    assert artifacts.read(tmp_path / "a").provenance == provenance
+    assert load_file(tmp_path / "a")["x"] == 1
+
+
 @pytest.mark.parametrize("width", [1, 7, 8, 9, 16, 21])
 def test_masks_round_trip_as_bits(tmp_path, width):
     mask = torch.rand(5, width, generator=torch.Generator().manual_seed(width)) < 0.5
-    bits, columns = artifacts.pack_masks({"q.mask": mask})
-    assert bits["q.mask"].shape == (5, -(-width // 8))
-    artifacts.write(tmp_path / "a", bits, {"columns": columns})
-    found = artifacts.read(tmp_path / "a").read_mask("q.mask")
+    bits = artifacts.pack_mask(mask)
+    assert (bits.dtype, bits.shape) == artifacts.mask_shape(5, width)
+    artifacts.write(tmp_path / "a", {"q.mask": bits}, {})
+    found = artifacts.read(tmp_path / "a").read_mask("q.mask", width)
     assert found.dtype == torch.bool and torch.equal(found, mask)
 
 

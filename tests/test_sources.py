@@ -41,8 +41,11 @@ def test_the_hubs_loading_code_reads_documents(tmp_path):
 
 
 def test_documents_survive_their_parquet_file(tmp_path):
-    count = sources.write_documents(tmp_path / "a.parquet", iter(TEXTS * 500), {"dataset": "test"})
-    assert count == 1500
+    about = sources.write_documents(tmp_path / "a.parquet", iter(TEXTS * 500), {"dataset": "test"})
+    assert about["documents"] == 1500
+    assert sources.about_documents(tmp_path / "a.parquet") == about
+    other = sources.write_documents(tmp_path / "b.parquet", iter(TEXTS * 499), {"dataset": "test"})
+    assert other["sha256"] != about["sha256"]
     assert sources.read_documents(tmp_path / "a.parquet") == TEXTS * 500
 
 

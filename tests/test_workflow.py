@@ -128,7 +128,9 @@ def test_stages_that_need_no_transformers_do_not_import_it(clone):
     import sys
 
     stages = ["gramprune.stages.mask", "gramprune.stages.update", "gramprune.stages.assemble", "gramprune.masks.admm"]
-    code = "import sys, importlib; list(map(importlib.import_module, sys.argv[1:])); print('transformers' in sys.modules)"
+    code = (
+        "import sys, importlib; list(map(importlib.import_module, sys.argv[1:])); print('transformers' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code, *stages], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     code = "import sys; import gramprune, gramprune.checks, gramprune.stages.fetch; print('torch' in sys.modules)"

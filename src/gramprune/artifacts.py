@@ -8,6 +8,8 @@ from and the versions of the libraries. Nothing in it depends on time or place: 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor
 from gramprune import tensorfile
 from gramprune.errors import GrampruneError
 from gramprune.files import versions
-from gramprune.tensorfile import Header
+from gramprune.tensorfile import Header, Writer
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,9 @@ class Artifact:
         """One tensor, or those rows of it."""
         return tensorfile.read_tensor(self.path, self._entry(name), rows)
 
-    def read_mask(self, name: str) -> Tensor:
-        """A mask that was stored as bits: (out, in) bool."""
-        bits = np.unpackbits(self.read(name).numpy(), axis=1, count=self.provenance["columns"][name])
-        return torch.from_numpy(bits).bool()
+    def read_mask(self, name: str, columns: int) -> Tensor:
+        """A mask that was stored as bits: (out, columns) bool."""
+        return torch.from_numpy(np.unpackbits(self.read(name).numpy(), axis=1, count=columns)).bool()
 
     def _entry(self, name: str) -> tensorfile.Entry:
         if name not in self.header.entries:
@@ -100,20 +101,35 @@ def provenance(stage: str, settings: dict, code: str, inputs: dict[str, Artifact
     }
 
 
-def metadata(provenance: dict[str, Any]) -> dict[str, str]:
-    """Provenance as the metadata of a safetensors header."""
-    return {"gramprune": json.dumps(provenance, sort_keys=True)}
+@contextmanager
+def writing(
+    path: Path | str,
+    tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]],
+    provenance: dict[str, Any],  # may be added to, a little, until the end
+) -> Iterator[Writer]:
+    """A writer for a new artifact of those tensors, filled piece by piece."""
+    with tensorfile.writing(Path(path), tensors, _metadata(provenance)) as writer:
+        yield writer
+        writer.metadata.update(_metadata(provenance))
 
 
 def write(path: Path | str, tensors: dict[str, Tensor], provenance: dict[str, Any]) -> None:
     """Write a whole artifact."""
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    with tensorfile.writing(Path(path), shapes, metadata(provenance)) as writer:
+    with writing(path, shapes, provenance) as writer:
         for name, tensor in tensors.items():
             writer.append(name, tensor)
 
 
-def pack_masks(masks: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Masks (out, in) as bits (out, ⌈in/8⌉) uint8, and the numbers of columns, which the provenance must carry."""
-    bits = {name: torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=1)) for name, mask in masks.items()}
-    return bits, {name: mask.shape[1] for name, mask in masks.items()}
+def _metadata(provenance: dict[str, Any]) -> dict[str, str]:
+    return {"gramprune": json.dumps(provenance, sort_keys=True)}
+
+
+def mask_shape(rows: int, columns: int) -> tuple[torch.dtype, tuple[int, int]]:
+    """Dtype and shape of a mask stored as bits."""
+    return torch.uint8, (rows, -(-columns // 8))
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """A mask (out, in) bool as bits (out, ⌈in/8⌉) uint8."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=1))

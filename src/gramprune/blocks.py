@@ -182,7 +182,7 @@ def compute_dtype(dtype: str, config: PreTrainedConfig, weights: Weights) -> tor
         return getattr(torch, dtype)
     stated = config.get_text_config().dtype
     if stated is None:
-        return weights.dtype()
+        return weights.first_dtype()
     return stated if isinstance(stated, torch.dtype) else getattr(torch, stated)
 
 

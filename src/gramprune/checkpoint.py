@@ -60,7 +60,11 @@ class Weights:
         rest = parameter.partition(".")[2]
         return next((key for key in (parameter, rest) if key in self._places), None)
 
-    def dtype(self) -> torch.dtype:
+    def dtype(self, key: str) -> torch.dtype:
+        """The dtype of a tensor, as stored."""
+        return tensorfile.DTYPES[self.place(key)[1].dtype]
+
+    def first_dtype(self) -> torch.dtype:
         """The dtype of the first floating tensor."""
         names = (entry.dtype for _, entry in self._places.values())
         return next(d for d in map(tensorfile.DTYPES.get, names) if d is not None and d.is_floating_point)

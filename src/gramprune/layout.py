@@ -81,6 +81,17 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def summary(layout: dict[str, Any], exclude: list[str]) -> str:
+    """What will be pruned, in a line."""
+    sizes = []
+    for block in layout["blocks"]:
+        chosen = [block["linears"][name] for name in selected(block["linears"], exclude)]
+        sizes += [linear["rows"] * linear["columns"] for linear in chosen]
+    unseen = sorted({name for block in layout["blocks"] for name in block["unseen"]})
+    dense = f"; left dense, as they are never called: {', '.join(unseen)}" if unseen else ""
+    return f"{len(layout['blocks'])} blocks, {len(sizes)} linears with {sum(sizes):,} weights are pruned{dense}."
+
+
 def _parse(config: dict[str, Any]) -> Any:
     """The config as transformers reads it from a file, which decodes what JSON cannot say."""
     from transformers import AutoConfig

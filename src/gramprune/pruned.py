@@ -42,11 +42,16 @@ def pruned_linears(artifact: Artifact, weights: Weights) -> Iterator[tuple[str, 
     artifact: a run's weights, or a mask alone: a run without an update is its mask on the dense weights.
     """
     for name, linear in artifact.provenance["linears"].items():
-        mask = artifact.read_mask(f"{name}.mask")
+        mask = read_mask(artifact, name)
         if artifact.provenance["stage"] == "mask":
             yield name, dense_linear(linear, weights).where(mask, 0), mask
         else:
             yield name, artifact.read(f"{name}.weight"), mask
+
+
+def read_mask(artifact: Artifact, linear: str) -> Tensor:
+    """The mask (out, in) bool of a linear, from an artifact of masks or of weights."""
+    return artifact.read_mask(f"{linear}.mask", artifact.provenance["linears"][linear]["shape"][1])
 
 
 def measures(dense: Tensor, new: Tensor, gram: Gram) -> dict[str, float]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -168,33 +171,70 @@ def _hub(dataset: dict[str, Any], name: str) -> Iterator[str]:
         ) from error
 
 
-def write_documents(path: Path, texts: Iterator[str], about: dict[str, Any]) -> int:
-    """Write texts as Parquet (column `text`) with `about` in its metadata; returns how many there were."""
+def write_documents(path: Path, texts: Iterator[str], about: dict[str, Any]) -> dict[str, Any]:
+    """Write texts as Parquet (column `text`), and `about` with their number and digest into its metadata.
+
+    Returns what was written into the metadata.
+    """
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    schema = arrow.schema([("text", arrow.string())], metadata={"gramprune": json.dumps(about, sort_keys=True)})
-    count = 0
+    schema = arrow.schema([("text", arrow.string())])
+    digest, count = hashlib.sha256(), 0
     with files.atomic(path) as part, parquet.ParquetWriter(part, schema) as writer:
-        batch: list[str] = []
-        for text in texts:
-            batch.append(text)
-            count += 1
-            if len(batch) == 1000:
-                writer.write_table(arrow.table({"text": batch}, schema=schema))
-                batch = []
-        writer.write_table(arrow.table({"text": batch}, schema=schema))
-    return count
+        for batch in batched(texts, 1000):
+            writer.write_table(arrow.table({"text": batch}, schema=schema))
+            for text in batch:
+                digest.update(hashlib.sha256(text.encode()).digest())
+            count += len(batch)
+        about = {**about, "documents": count, "sha256": digest.hexdigest()}
+        writer.add_key_value_metadata({"gramprune": json.dumps(about, sort_keys=True)})
+    return about
+
+
+def batched(texts: Iterator[str], size: int) -> Iterator[list[str]]:
+    """Lists of at most `size` texts."""
+    while batch := list(islice(texts, size)):
+        yield batch
+
+
+def dataset_revision(dataset: dict[str, Any]) -> str | None:
+    """The exact commit of a dataset on the hub; None for local text and for the library's own builders."""
+    if not dataset.get("hub") or "/" not in dataset["hub"]:
+        return None
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return HfApi().dataset_info(dataset["hub"], revision=dataset.get("revision")).sha
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise GrampruneError(f"dataset {dataset['hub']} could not be found on the hub: {_first_line(error)}") from error
+
+
+def about_documents(path: Path) -> dict[str, Any]:
+    """What `write_documents` wrote about the texts: settings, revision, number, digest."""
+    import pyarrow.parquet as parquet
+
+    with _readable(path):
+        return json.loads(parquet.read_metadata(path).metadata[b"gramprune"])
 
 
 def read_documents(path: Path) -> list[str]:
     """The texts that `write_documents` wrote."""
-    import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    try:
+    with _readable(path):
         return parquet.read_table(path, columns=["text"]).column(0).to_pylist()
-    except (OSError, arrow.ArrowException) as error:
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn pyarrow's errors about a damaged file into a sentence."""
+    import pyarrow as arrow
+
+    try:
+        yield
+    except (OSError, arrow.ArrowException, KeyError) as error:
         raise GrampruneError(f"{path} cannot be read: {_first_line(error)} Delete it to have it made again.") from error
 
 

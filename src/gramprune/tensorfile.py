@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+ROOM = 128  # bytes that the metadata may grow by, per tensor, while a file is written
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -68,16 +70,7 @@ def read_header(path: Path) -> Header:
             raw = file.read(length) if 0 < length <= min(actual, LARGEST_HEADER) else b""
         content = json.loads(raw)
         metadata = content.pop("__metadata__", {})
-        base = 8 + length
-        entries = {
-            name: Entry(
-                dtype=entry["dtype"],
-                shape=tuple(entry["shape"]),
-                start=base + entry["data_offsets"][0],
-                size=entry["data_offsets"][1] - entry["data_offsets"][0],
-            )
-            for name, entry in content.items()
-        }
+        entries = {name: _entry(described, 8 + length) for name, described in content.items()}
         if not isinstance(metadata, dict) or any(not _fits(entry) for entry in entries.values()):
             raise ValueError("shapes and places do not fit")
     except OSError as error:
@@ -86,13 +79,19 @@ def read_header(path: Path) -> Header:
         raise GrampruneError(
             f"{path} is not a whole safetensors file (its header cannot be read); delete it to have it made again."
         ) from error
-    expected = max((entry.start + entry.size for entry in entries.values()), default=base)
+    expected = max((entry.start + entry.size for entry in entries.values()), default=8 + length)
     if actual != expected:
         raise GrampruneError(
             f"{path} is {actual:,} bytes long where its header says {expected:,}: it is truncated or damaged; "
             "delete it to have it made again."
         )
     return Header(entries, metadata, hashlib.sha256(raw).hexdigest())
+
+
+def _entry(described: dict, base: int) -> Entry:
+    """A header's description of a tensor; base: where the data begin in the file."""
+    start, end = described["data_offsets"]
+    return Entry(described["dtype"], tuple(described["shape"]), base + start, end - start)
 
 
 def _fits(entry: Entry) -> bool:
@@ -141,7 +140,9 @@ def to_bytes(tensor: Tensor) -> memoryview:
 class Writer:
     """Fills a safetensors file whose shapes are known beforehand; made by `writing`."""
 
-    def __init__(self, file, entries: dict[str, Entry]):
+    def __init__(self, file: BinaryIO, entries: dict[str, Entry], metadata: dict[str, str]):
+        self.metadata = metadata
+        """Goes into the header when the file is complete; may be changed until then, within `ROOM`."""
         self._file = file
         self._entries = entries
         self._hashes = {name: hashlib.sha256() for name in entries}
@@ -180,25 +181,28 @@ def writing(
     The metadata gets a further key `content`, the digest of all values: the header's digest, which is cheap to
     have, thereby stands for the whole file.
     """
-    blank = "0" * 64
-    header: dict = {"__metadata__": {**metadata, "content": blank}}
+    header: dict[str, dict] = {}
     offset = 0
     # Wide dtypes first, so that every tensor starts at a multiple of its item's size.
     for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: (-item[1][0].itemsize, item[0])):
         size = prod(shape) * dtype.itemsize
         header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
+    # The header comes first but is known last: room is left for what is learnt while writing.
+    length = len(_encoded(header, {**metadata, "content": "0" * 64})) + ROOM * (1 + len(tensors))
+    length += -length % 8
+    base = 8 + length
+    entries = {name: _entry(described, base) for name, described in header.items()}
     with atomic(path) as part, open(part, "wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        file.truncate(8 + len(raw) + offset)
-        entries = {
-            name: Entry(e["dtype"], tuple(e["shape"]), 8 + len(raw) + e["data_offsets"][0],
-                        e["data_offsets"][1] - e["data_offsets"][0])
-            for name, e in header.items() if name != "__metadata__"
-        }  # fmt: skip
-        writer = Writer(file, entries)
+        file.truncate(base + offset)
+        writer = Writer(file, entries, dict(metadata))
         yield writer
-        file.seek(8)
-        file.write(raw.replace(blank.encode(), writer.content().encode(), 1))
+        raw = _encoded(header, {**writer.metadata, "content": writer.content()})
+        if len(raw) > length:
+            raise ValueError(f"{path}: the metadata grew by more than the room that was left for it")
+        file.seek(0)
+        file.write(length.to_bytes(8, "little") + raw.ljust(length))
+
+
+def _encoded(header: dict[str, dict], metadata: dict[str, str]) -> bytes:
+    return json.dumps({"__metadata__": metadata, **header}, separators=(",", ":")).encode()

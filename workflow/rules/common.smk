@@ -14,7 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
-from gramprune import checks, fingerprint
+from snakemake.logging import logger
+
+from gramprune import checks, fingerprint, layout
 from gramprune.errors import GrampruneError
 from gramprune.fingerprint import canonical
 
@@ -28,6 +30,9 @@ def checked():
 
 
 SETTINGS, LAYOUTS = checked()
+if workflow.is_main_process:
+    for name, found in LAYOUTS.items():
+        logger.info(f"Model {name}: {layout.summary(found, SETTINGS.exclude)}")
 config.update(
     SETTINGS.model_dump()
 )  # defaults filled in; the scripts read device and batch size from here

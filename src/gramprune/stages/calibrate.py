@@ -29,5 +29,7 @@ def calibrate(model: Path, dataset: Path, output: Path, settings: dict[str, Any]
     artifacts.write(
         output,
         {"tokens": torch.tensor(tokens, dtype=torch.int64)},
-        artifacts.provenance("calibrate", settings, code, {}, model=manifest["fingerprint"]),
+        artifacts.provenance(
+            "calibrate", settings, code, {}, model=manifest["fingerprint"], data=sources.about_documents(dataset)
+        ),
     )

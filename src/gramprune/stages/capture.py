@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gramprune import artifacts, machine, tensorfile
+from gramprune import artifacts, machine
 from gramprune.artifacts import Artifact
 from gramprune.blocks import Blocks, inputs_of, is_transposed, linears, open_blocks, shared_inputs
 from gramprune.checkpoint import Weights
@@ -125,7 +125,7 @@ def _write_inputs(path: Path, states: Iterator[Tensor], tokens: Artifact, proven
     """Stream hidden states into an artifact as they come."""
     first = next(states)
     shape = (*tokens.shape("tokens"), first.shape[-1])
-    with tensorfile.writing(path, {"hidden": (first.dtype, shape)}, artifacts.metadata(provenance)) as writer:
+    with artifacts.writing(path, {"hidden": (first.dtype, shape)}, provenance) as writer:
         for state in chain([first], states):
             if not state.isfinite().all():
                 raise GrampruneError(

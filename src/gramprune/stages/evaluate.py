@@ -52,6 +52,7 @@ def evaluate_perplexity(
             "settings": settings,
             "code": code,
             "model": manifest,
+            "data": sources.about_documents(dataset),
             "versions": files.versions(),
             "seconds": round(time.monotonic() - started, 3),
             **machine.peak_memory(),

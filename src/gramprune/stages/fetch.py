@@ -24,11 +24,14 @@ def fetch_model(manifest: Path, folder: Path, settings: dict[str, Any], code: st
 
 def fetch_data(output: Path, name: str, settings: dict[str, Any], code: str) -> None:
     """Write a dataset's documents as Parquet. settings: as in the configuration's `datasets`."""
-    about = {"stage": "fetch_data", "dataset": name, "settings": settings, "code": code}
-    count = sources.write_documents(Path(output), sources.documents(settings, name), about)
-    if not count:
+    revision = sources.dataset_revision(settings)
+    about = {"stage": "fetch_data", "dataset": name, "settings": settings, "code": code, "revision": revision}
+    texts = sources.documents({**settings, "revision": revision or settings["revision"]}, name)
+    written = sources.write_documents(Path(output), texts, about)
+    if not written["documents"]:
+        Path(output).unlink()
         raise GrampruneError(f"dataset {name}: there is no document in it.")
-    log.info("dataset %s: %d documents", name, count)
+    log.info("dataset %s: %d documents, sha256 %s", name, written["documents"], written["sha256"][:16])
 
 
 def manifest_of(model: Path) -> dict[str, Any]:

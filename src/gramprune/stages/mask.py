@@ -31,27 +31,18 @@ def mask_block(
     source = artifacts.read(grams, stage="gram", model=manifest["fingerprint"], block=block)
     weights = Weights(manifest["folder"])
     pattern = Pattern.parse(settings["pattern"], settings["granularity"])
-    masks, rows = {}, []
-    for name, linear, gram in each_linear(source, device):
-        began = time.monotonic()
-        weight = dense_linear(linear, weights).to(device, gram.matrix.dtype)
-        mask = select_mask(weight, gram, pattern, settings["method"], **settings["options"])
-        masks[f"{name}.mask"] = mask
-        pruned = weight.where(mask, 0)
-        rows.append({"linear": name, **measures(weight, pruned, gram), "seconds": time.monotonic() - began})
-    bits, columns = artifacts.pack_masks(masks)
-    artifacts.write(
-        output,
-        bits,
-        artifacts.provenance(
-            "mask",
-            settings,
-            code,
-            {"gram": source},
-            model=manifest["fingerprint"],
-            block=block,
-            linears=source.provenance["linears"],
-            columns=columns,
-        ),
-    )
+    linears = source.provenance["linears"]
+    about = {"model": manifest["fingerprint"], "block": block, "linears": linears}
+    shapes = {f"{name}.mask": artifacts.mask_shape(*linear["shape"]) for name, linear in linears.items()}
+    rows = []
+    with artifacts.writing(
+        output, shapes, artifacts.provenance("mask", settings, code, {"gram": source}, **about)
+    ) as writer:
+        for name, linear, gram in each_linear(source, device):
+            began = time.monotonic()
+            weight = dense_linear(linear, weights).to(device, gram.matrix.dtype)
+            mask = select_mask(weight, gram, pattern, settings["method"], **settings["options"])
+            writer.append(f"{name}.mask", artifacts.pack_mask(mask))
+            pruned = weight.where(mask, 0)
+            rows.append({"linear": name, **measures(weight, pruned, gram), "seconds": time.monotonic() - began})
     write_metrics(metrics, "mask", labels, started, rows)

@@ -10,7 +10,7 @@ from gramprune import artifacts, machine
 from gramprune.checkpoint import Weights
 from gramprune.errors import GrampruneError
 from gramprune.joint import prune_weight
-from gramprune.pruned import dense_linear, each_linear, measures, write_metrics
+from gramprune.pruned import dense_linear, each_linear, measures, read_mask, write_metrics
 from gramprune.sparsity import Pattern
 from gramprune.stages.fetch import manifest_of
 from gramprune.updates import update_weight
@@ -45,37 +45,32 @@ def update_block(
                 f"{parents['gram'].digest}: delete the mask to have it made again."
             )
     weights = Weights(manifest["folder"])
-    tensors, masks, rows = {}, {}, []
-    for name, linear, gram in each_linear(parents["gram"], device):
-        began = time.monotonic()
-        stored = dense_linear(linear, weights)
-        dense = stored.to(device, gram.matrix.dtype)
-        if mask is None:
-            pattern = Pattern.parse(settings["pattern"], settings["granularity"])
-            kept, new, stats = prune_weight(dense, gram, pattern, settings["method"], **settings["options"])
-        else:
-            kept = parents["mask"].read_mask(f"{name}.mask").to(device)
-            new, stats = update_weight(dense, gram, kept, settings["method"], **settings["options"])
-        rounded = new.to(stored.dtype)
-        if not rounded.isfinite().all():
-            raise GrampruneError(f"{gram.name}: the updated weights overflow in {stored.dtype}; raise the damping.")
-        tensors[f"{name}.weight"], masks[f"{name}.mask"] = rounded.cpu(), kept
-        before = measures(dense, dense.where(kept, 0), gram)["error"]
-        after = measures(dense, rounded.to(dense.dtype), gram)
-        rows.append({"linear": name, **after, "error_before": before, **stats, "seconds": time.monotonic() - began})
-    bits, columns = artifacts.pack_masks(masks)
-    artifacts.write(
-        output,
-        tensors | bits,
-        artifacts.provenance(
-            "weights",
-            settings,
-            code,
-            parents,
-            model=fingerprint,
-            block=block,
-            linears=parents["gram"].provenance["linears"],
-            columns=columns,
-        ),
-    )
+    linears = parents["gram"].provenance["linears"]
+    shapes = {f"{name}.mask": artifacts.mask_shape(*linear["shape"]) for name, linear in linears.items()}
+    for name, linear in linears.items():
+        shapes[f"{name}.weight"] = (weights.dtype(linear["key"]), tuple(linear["shape"]))
+    about = {"model": fingerprint, "block": block, "linears": linears, "damping": {}}
+    written = artifacts.provenance("weights", settings, code, parents, **about)
+    rows = []
+    with artifacts.writing(output, shapes, written) as writer:
+        for name, linear, gram in each_linear(parents["gram"], device):
+            began = time.monotonic()
+            stored = dense_linear(linear, weights)
+            dense = stored.to(device, gram.matrix.dtype)
+            if mask is None:
+                pattern = Pattern.parse(settings["pattern"], settings["granularity"])
+                kept, new, stats = prune_weight(dense, gram, pattern, settings["method"], **settings["options"])
+            else:
+                kept = read_mask(parents["mask"], name).to(device)
+                new, stats = update_weight(dense, gram, kept, settings["method"], **settings["options"])
+            new = new.to(stored.dtype)
+            if not new.isfinite().all():
+                raise GrampruneError(f"{gram.name}: the updated weights overflow in {stored.dtype}; raise the damping.")
+            writer.append(f"{name}.weight", new)
+            writer.append(f"{name}.mask", artifacts.pack_mask(kept))
+            if "damping" in stats:
+                written["damping"][name] = stats["damping"]
+            before = measures(dense, dense.where(kept, 0), gram)["error"]
+            after = measures(dense, new.to(dense.dtype), gram)
+            rows.append({"linear": name, **after, "error_before": before, **stats, "seconds": time.monotonic() - began})
     write_metrics(metrics, "update", labels, started, rows)
