@@ -59,18 +59,15 @@ class Blocks:
         return self._blocks[index]
 
     @contextmanager
-    def loaded(self, index: int, replaced: dict[str, Tensor] | None = None) -> Iterator[nn.Module]:
-        """Block `index` with its values in memory, some linears `replaced` by other (out, in) weights.
+    def loaded(self, index: int, replace: Callable[[str], Tensor | None] | None = None) -> Iterator[nn.Module]:
+        """Block `index` with its values in memory; until the end of the `with`, `forward` executes it.
 
-        Until the end of the `with`, `forward` executes this block.
+        replace: from a linear's name to the weight (out, in) that it gets instead of the model's, or to None.
         """
         block, stub = self._blocks[index], self._list[index]
         empty = dict(block.named_parameters())
         try:
-            self._fill(block, f"{self.prefix}.{index}.")
-            for name, weight in (replaced or {}).items():
-                stored = weight.T if is_transposed(block.get_submodule(name)) else weight
-                _put(block, f"{name}.weight", stored.to(self.dtype).contiguous())
+            self._fill(block, f"{self.prefix}.{index}.", replace)
             block.to(self.device)
             self._list[index] = self._loaded = block
             self._learn_members()
@@ -121,11 +118,15 @@ class Blocks:
     def _note_members(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._members = len(output) if isinstance(output, tuple) else 0
 
-    def _fill(self, module: nn.Module, prefix: str) -> None:
+    def _fill(self, module: nn.Module, prefix: str, replace: Callable[[str], Tensor | None] | None = None) -> None:
         """Give a module's parameters their values, and its buffers those that the checkpoint has."""
-        named = [*module.named_parameters(), *_persistent_buffers(module)]
-        for name, tensor in named:
-            values = self._source(prefix + name, tensor)
+        for name, tensor in [*module.named_parameters(), *_persistent_buffers(module)]:
+            linear, _, kind = name.rpartition(".")
+            values = replace(linear) if replace and kind == "weight" else None
+            if values is None:
+                values = self._source(prefix + name, tensor)
+            elif is_transposed(module.get_submodule(linear)):
+                values = values.T.contiguous()
             if values is None:
                 if tensor.is_meta:
                     raise GrampruneError(

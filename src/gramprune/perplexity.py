@@ -52,9 +52,10 @@ def perplexity(
     started = last = time.monotonic()
     for start in range(0, len(tokens), batch_size):
         batch = tokens[start : start + batch_size].to(device)
-        logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
-        losses += loss.double().sum(dim=1).tolist()
+        logits = model(input_ids=batch, use_cache=False).logits
+        for window, scores in zip(batch, logits, strict=True):  # one by one: float32 logits are the largest tensor
+            loss = torch.nn.functional.cross_entropy(scores[:-1].float(), window[1:], reduction="none")
+            losses.append(float(loss.double().sum()))
         if time.monotonic() - last > 10:
             last = time.monotonic()
             left = (last - started) * (len(tokens) / len(losses) - 1)

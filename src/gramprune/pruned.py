@@ -36,22 +36,20 @@ def dense_linear(linear: dict[str, Any], weights: Weights) -> Tensor:
     return stored.T.contiguous() if linear["transposed"] else stored
 
 
-def pruned_linears(artifact: Artifact, weights: Weights) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, pruned weight (out, in) in the stored dtype, and mask (out, in) bool of every linear of a block.
+def pruned_linear(artifact: Artifact, weights: Weights, name: str) -> tuple[Tensor, Tensor]:
+    """Pruned weight (out, in) in the stored dtype, and mask (out, in) bool of one linear of a block.
 
     artifact: a run's weights, or a mask alone: a run without an update is its mask on the dense weights.
     """
-    for name, linear in artifact.provenance["linears"].items():
-        mask = read_mask(artifact, name)
-        if artifact.provenance["stage"] == "mask":
-            yield name, dense_linear(linear, weights).where(mask, 0), mask
-        else:
-            yield name, artifact.read(f"{name}.weight"), mask
+    mask = read_mask(artifact, name)
+    if artifact.provenance["stage"] == "mask":
+        return dense_linear(artifact.provenance["linears"][name], weights).where(mask, 0), mask
+    return artifact.read(f"{name}.weight"), mask
 
 
-def read_mask(artifact: Artifact, linear: str) -> Tensor:
+def read_mask(artifact: Artifact, name: str) -> Tensor:
     """The mask (out, in) bool of a linear, from an artifact of masks or of weights."""
-    return artifact.read_mask(f"{linear}.mask", artifact.provenance["linears"][linear]["shape"][1])
+    return artifact.read_mask(f"{name}.mask", artifact.provenance["linears"][name]["shape"][1])
 
 
 def measures(dense: Tensor, new: Tensor, gram: Gram) -> dict[str, float]:

@@ -142,10 +142,9 @@ def model_settings(w):
 def model_files(w):
     """A local model's files: when they change, everything that was made from them does."""
     model = MODELS[w.model]
-    folder = Path(model.location)
-    return (
-        sorted(map(str, folder.glob("*.safetensors"))) if model.kind == "folder" else []
-    )
+    if model.kind != "folder":
+        return []
+    return sorted(str(path) for path in Path(model.location).iterdir() if path.is_file())
 
 
 def every_run():

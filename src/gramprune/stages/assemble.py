@@ -13,7 +13,7 @@ from gramprune import artifacts, files
 from gramprune.artifacts import Artifact
 from gramprune.checkpoint import Weights, pruned_copy
 from gramprune.errors import GrampruneError
-from gramprune.pruned import pruned_linears
+from gramprune.pruned import pruned_linear
 from gramprune.sparsity import Pattern
 from gramprune.stages.fetch import manifest_of
 
@@ -59,8 +59,8 @@ def assemble(
 def _stored(blocks: list[Artifact], dense: Weights) -> Iterator[tuple[str, Tensor]]:
     """Key and pruned values, in the orientation of the file, one matrix at a time."""
     for block in blocks:
-        for name, new, _ in pruned_linears(block, dense):
-            linear = block.provenance["linears"][name]
+        for name, linear in block.provenance["linears"].items():
+            new, _ = pruned_linear(block, dense, name)
             yield linear["key"], new.T if linear["transposed"] else new
 
 
@@ -73,8 +73,8 @@ def check_zeros(folder: Path, blocks: list[Artifact], dense: Weights, pattern: P
     written = Weights(folder)
     counted = []
     for index, block in enumerate(blocks):
-        for name, expected, mask in pruned_linears(block, dense):
-            linear = block.provenance["linears"][name]
+        for name, linear in block.provenance["linears"].items():
+            expected, mask = pruned_linear(block, dense, name)
             where = f"block {index}, {name}"
             pattern.check_mask(mask, where)
             found = written.read(linear["key"])

@@ -24,7 +24,7 @@ from gramprune.checkpoint import Weights
 from gramprune.errors import GrampruneError
 from gramprune.gram import accumulate
 from gramprune.layout import selected
-from gramprune.pruned import pruned_linears, write_metrics
+from gramprune.pruned import pruned_linear, write_metrics
 from gramprune.stages.fetch import manifest_of
 
 log = logging.getLogger(__name__)
@@ -60,16 +60,17 @@ def capture(
     about = {"model": fingerprint, "block": block, "batch_size": batch_size, "device": device}
     blocks, checkpoint = open_blocks(manifest["folder"], settings["dtype"], device)
 
-    replaced = {}
-    if weights is not None:
-        replaced = {name: new for name, new, _ in pruned_linears(parents["weights"], checkpoint)}
-    with blocks.loaded(block if before is None else block - 1, replaced):
+    def pruned(name: str) -> Tensor | None:
+        if weights is None or name not in parents["weights"].provenance["linears"]:
+            return None
+        return pruned_linear(parents["weights"], checkpoint, name)[0]
+
+    with blocks.loaded(block if before is None else block - 1, pruned):
         passes = _passes(blocks, parents["tokens"], parents.get("before"), batch_size, f"inputs of block {block}")
         states = (entered if before is None else left for entered, left in passes)
         _write_inputs(
             inputs, states, parents["tokens"], artifacts.provenance("inputs", settings, code, parents, **about)
         )
-    del replaced
 
     parents = {"tokens": parents["tokens"], "inputs": artifacts.read(inputs)}
     with blocks.loaded(block) as module:
