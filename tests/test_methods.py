@@ -221,7 +221,7 @@ def test_the_settings_know_the_methods_of_the_folders():
     from gramprune import settings
 
     def known(annotation) -> set[str]:
-        return {name for section in settings._sections(annotation) for name in settings._names_of(section)}
+        return {name for section in settings.sections_in(annotation) for name in settings.names_of(section)}
 
     assert known(settings.MaskMethod) == set(methods.names(masks))
     assert known(settings.UpdateMethod) == {*methods.names(updates), "joint"}

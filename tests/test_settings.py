@@ -9,14 +9,14 @@ import yaml
 from conftest import ROOT
 from jsonschema import Draft202012Validator
 
-from gramprune import settings
+from gramprune import reference, settings
 
 CONFIGS = [ROOT / "config.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
 
 
-@pytest.mark.parametrize("place", settings.GENERATED)
+@pytest.mark.parametrize("place", reference.GENERATED)
 def test_generated_files_have_not_drifted(place):
-    assert (ROOT / place).read_text() == settings.GENERATED[place](), "run: python -m gramprune.settings"
+    assert (ROOT / place).read_text() == reference.GENERATED[place](), "run: python -m gramprune.reference"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

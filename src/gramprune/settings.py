@@ -1,16 +1,16 @@
-"""The configuration as models: the single source of keys, defaults, checks, the JSON schema and its reference.
+"""The configuration as models: the single source of keys, defaults and checks.
 
-After a change, run `python -m gramprune.settings`: it writes the schema and the reference anew.
+The JSON schema and the reference are made from it: after a change, run `python -m gramprune.reference`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from gramprune.errors import GrampruneError, suggest
 from gramprune.fingerprint import canonical, short
@@ -86,6 +86,9 @@ class Dataset(Section):
     def source_settings(self) -> dict[str, Any]:
         """All that its documents depend on."""
         return self.model_dump(exclude={"separator"})
+
+
+EMBEDDED = {"demo": Dataset(demo="train"), "demo_heldout": Dataset(demo="heldout")}
 
 
 class Calibration(Section):
@@ -169,13 +172,14 @@ def _from_name(value: Any) -> Any:
     return {"method": value} if isinstance(value, str) else value
 
 
-def _names_of(method: type[Section]) -> tuple[str, ...]:
+def names_of(method: type[Section]) -> tuple[str, ...]:
+    """The names by which a method is chosen."""
     return get_args(method.model_fields["method"].annotation)
 
 
 def _by_name(*methods: type[Section]) -> BeforeValidator:
     """Accept these methods by name; the schema then lists the names too."""
-    names = tuple(name for method in methods for name in _names_of(method))
+    names = tuple(name for method in methods for name in names_of(method))
     return BeforeValidator(_from_name, json_schema_input_type=Union[(Literal[names], *methods)])
 
 
@@ -300,6 +304,8 @@ class Settings(Section):
                     raise ValueError(f"{what}: two have the name {name!r}; give each a `name` of its own")
                 if name in RESERVED[what]:
                     raise ValueError(f"{what}: the name {name!r} is a folder of ours; choose another")
+        for name in EMBEDDED.keys() & self.datasets.keys():
+            raise ValueError(f"datasets: the name {name!r} is an embedded dataset; choose another")
         for where, name in self.dataset_uses:
             if name not in self.all_datasets:
                 raise ValueError(f"{where}: there is no dataset {name!r}; {suggest(name, self.all_datasets)}")
@@ -308,7 +314,7 @@ class Settings(Section):
     @property
     def all_datasets(self) -> dict[str, Dataset]:
         """The configured datasets and the embedded ones."""
-        return {"demo": Dataset(demo="train"), "demo_heldout": Dataset(demo="heldout"), **self.datasets}
+        return {**EMBEDDED, **self.datasets}
 
     @property
     def dataset_uses(self) -> list[tuple[str, str]]:
@@ -367,7 +373,7 @@ def load(config: dict[str, Any]) -> Settings:
 def _sentence(error: dict[str, Any]) -> str:
     """One sentence from pydantic's description of a mistake: the setting, what was found, what is expected."""
     # pydantic puts the method's name into the place; nobody wrote it there.
-    place = [part for part in error["loc"] if part not in {method for s in METHODS for method in _names_of(s)}]
+    place = [part for part in error["loc"] if part not in {method for s in METHODS for method in names_of(s)}]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     kind, found, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
@@ -397,91 +403,25 @@ def _allowed_keys(place: tuple) -> list[str]:
     section: Any = Settings
     for part in place:
         section = _inside(section, part)
-    return [name for name, field in section.model_fields.items() if not (field.json_schema_extra or {}).get("internal")]
+    return list(visible_fields(section))
 
 
 def _inside(annotation: Any, part: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         annotation = annotation.model_fields[part].annotation if part in annotation.model_fields else annotation
-    sections = _sections(annotation)
-    tagged = [s for s in sections if "method" in s.model_fields and part in _names_of(s)]
+    sections = sections_in(annotation)
+    tagged = [s for s in sections if "method" in s.model_fields and part in names_of(s)]
     return (tagged or sections or [annotation])[0] if len(tagged or sections) == 1 else annotation
 
 
-def _sections(annotation: Any) -> list[type[Section]]:
+def sections_in(annotation: Any) -> list[type[Section]]:
     """The sections that occur in a type."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
-    return [section for argument in get_args(annotation) for section in _sections(argument)]
+    return [section for argument in get_args(annotation) for section in sections_in(argument)]
 
 
-def schema() -> str:
-    """The JSON schema of config.yaml, for editors and for people."""
-    content = Settings.model_json_schema()
-    models = content["properties"]["model"]
-    one = {"anyOf": [{"type": "string"}, models["items"]]}
-    content["properties"]["model"] = {**models, "type": ["string", "object", "array"], "items": one}
-    del content["$defs"]["Dataset"]["properties"]["demo"]
-    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **content}, indent=2) + "\n"
-
-
-def reference() -> str:
-    """The configuration reference as Markdown: every key with type, default and meaning."""
-    sections: dict[str, type[Section]] = {}
-
-    def visit(section: type[Section]) -> None:
-        if section.__name__ not in sections:
-            sections[section.__name__] = section
-            for field in section.model_fields.values():
-                for inner in _sections(field.annotation):
-                    visit(inner)
-
-    visit(Settings)
-    lines = ["# Configuration", "", "Every key of `config.yaml`. Generated by `python -m gramprune.settings`.", ""]
-    for section in sections.values():
-        documentation = " ".join(section.__doc__.split())
-        lines += [
-            f"## {section.__name__}",
-            "",
-            documentation,
-            "",
-            "| key | type | default | meaning |",
-            "|---|---|---|---|",
-        ]
-        for name, field in section.model_fields.items():
-            if not (field.json_schema_extra or {}).get("internal"):
-                default = "required" if field.is_required() else _shown(field.default)
-                lines.append(f"| `{name}` | {_type(field.annotation)} | {default} | {field.description or ''} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, Section):
-        default = default.method
-    return "" if default in (None, "") else f"`{json.dumps(default)}`"
-
-
-def _type(annotation: Any) -> str:
-    members = [member for member in get_args(annotation) if member is not type(None)]
-    inner = _sections(annotation)
-    if inner:
-        text = " or ".join(f"[{s.__name__}](#{s.__name__.lower()})" for s in inner)
-        return f"list of {text}" if str(annotation).startswith("list") else text
-    if members and all(isinstance(member, str) for member in members):
-        return " ".join(f"`{member}`" for member in members)
-    if getattr(annotation, "__origin__", None) is list:
-        return f"list of {_type(members[0])}"
-    if hasattr(annotation, "__metadata__") or type(None) in get_args(annotation):
-        return _type(members[0])
-    names = {str: "text", int: "integer", float: "number"}
-    return names.get(annotation) or " or ".join(_type(member) for member in members)
-
-
-GENERATED = {"workflow/schemas/config.schema.json": schema, "docs/configuration.md": reference}
-
-if __name__ == "__main__":
-    root = Path(__file__).parents[2]
-    for place, content in GENERATED.items():
-        (root / place).parent.mkdir(exist_ok=True)
-        (root / place).write_text(content(), encoding="utf-8")
+def visible_fields(section: type[Section]) -> dict[str, FieldInfo]:
+    """The keys of a section that a user may write."""
+    fields = section.model_fields.items()
+    return {name: field for name, field in fields if not (field.json_schema_extra or {}).get("internal")}
