@@ -79,6 +79,8 @@ def test_a_hub_model_is_used_from_the_hubs_cache_with_its_commit(clone, config, 
     manifest = json.loads((clone.folder / "hub/tiny-hub/model.json").read_text())
     assert manifest["revision"] == commit
     assert manifest["folder"] == str(repository / "snapshots" / commit)
+    shutil.move(tmp_path / "hub", tmp_path / "gone")  # planning asks the hub only once
+    assert clone.planned(new)[("capture", "dense")] == 3
 
 
 def test_a_hub_that_is_out_of_reach_is_said_in_one_sentence(clone, config, tmp_path, monkeypatch):

@@ -20,8 +20,9 @@ def check(config: dict[str, Any]) -> tuple[Settings, dict[str, dict[str, Any]]]:
     chosen = settings.load(config)
     layouts = {}
     for model in chosen.model:
-        content = sources.model_config(model.kind, model.location, model.revision)
-        found = layout.cached(Path(chosen.results, model.name, "layout.json"), content)
+        source = [model.kind, model.location, model.revision]
+        path = Path(chosen.results, model.name, "layout.json")
+        found = layout.cached(path, source, lambda source=source: sources.model_config(*source))
         check_model(found, model.name, chosen)
         layouts[model.name] = found
     check_texts(chosen)

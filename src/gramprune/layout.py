@@ -8,7 +8,7 @@ noticeable memory (untouched zero pages), for a model of any size.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,17 +18,20 @@ from gramprune import files, fingerprint
 from gramprune.errors import GrampruneError
 
 
-def cached(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The layout of a config, from `path` if it was made for the same config and libraries, else made and kept.
+def cached(path: Path, source: list[str | None], fetch: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The layout of a model, from `path` if it was made for the same config and libraries, else made and kept.
 
-    The file is for people too: it lists what will be pruned. transformers is imported only when it must be made.
+    source: what the model's config.json is fetched from. fetch: fetches it; a hub model's is asked for only once, so
+    that planning needs no network afterwards. The file is for people too: it lists what will be pruned.
+    transformers is imported only when it must be made.
     """
+    known = files.read_json(path) if path.exists() else {}
+    from_hub = source[0] == "hub" and known.get("source") == source
+    config = known["config"] if from_hub else fetch()
     key = fingerprint.short(fingerprint.canonical([config, files.versions(), fingerprint.code(__name__)]))
-    if path.exists():
-        known = files.read_json(path)
-        if known.get("key") == key:
-            return known
-    layout = {"key": key, **describe(config)}
+    if known.get("key") == key and known.get("source") == source:
+        return known
+    layout = {"key": key, "source": source, **describe(config), "config": config}
     files.write_json(path, layout)
     return layout
 
