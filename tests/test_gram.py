@@ -45,8 +45,8 @@ def test_scaled_has_unit_diagonal_and_zeros_at_dead_inputs(dtype):
     assert gram.dead.nonzero().flatten().tolist() == list(DEAD)
     expected = torch.ones(16, dtype=torch.float64)
     expected[list(DEAD)] = 0
-    assert_near(gram.scaled.diagonal(), expected)
-    assert not gram.scaled[gram.dead].any() and not gram.scaled[:, gram.dead].any()
+    assert_near(gram.scaled().diagonal(), expected)
+    assert not gram.scaled()[gram.dead].any() and not gram.scaled()[:, gram.dead].any()
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -54,7 +54,7 @@ def test_the_inverse_is_that_of_the_damped_and_shifted_matrix_and_is_made_once(s
     gram = Gram(problem(structure).gram)
     inverse, damping = gram.inverse(0.1, shift=1.0)
     identity = torch.eye(len(inverse), dtype=torch.float64)
-    assert_near((gram.scaled + 1.1 * identity) @ inverse, identity)
+    assert_near((gram.scaled() + 1.1 * identity) @ inverse, identity)
     assert damping == 0.1
     assert gram.inverse(0.1, shift=1.0)[0] is inverse
     assert gram.inverse(0.2, shift=1.0)[0] is not inverse

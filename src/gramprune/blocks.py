@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gramprune.checkpoint import Weights
 from gramprune.errors import GrampruneError
+from gramprune.numerics import finite
 
 Source = Callable[[str, Tensor], Tensor | None]
 """(name in the model, the tensor without values) -> its values on the CPU, None where there are none."""
@@ -138,7 +139,7 @@ class Blocks:
                 raise GrampruneError(
                     f"{prefix}{name} is {list(values.shape)} in the checkpoint, {list(tensor.shape)} by config.json."
                 )
-            if not values.isfinite().all():
+            if not finite(values):
                 raise GrampruneError(f"{prefix}{name}: the dense model's weights hold NaN or infinite values.")
             _put(module, name, values.to(self.dtype) if tensor.is_meta else values.to(tensor.dtype))
 

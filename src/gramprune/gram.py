@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gramprune.errors import GrampruneError
+from gramprune.numerics import finite, rows_per_piece
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +36,17 @@ def layer_error(
 ) -> float:
     """`‖X Wᵀ − X Vᵀ‖²_F = Σ_rows (w−v) G (w−v)ᵀ`, in the units of the squared outputs, summed over tokens."""
     matrix = gram.matrix if isinstance(gram, Gram) else gram
-    difference = weight.to(matrix.dtype) - new.to(matrix.dtype)
-    # Summed in float64: the rows' errors differ by orders of magnitude.
-    return float(((difference @ matrix) * difference).sum(dtype=torch.float64))
+    piece = rows_per_piece(weight)
+    total = 0.0
+    for rows, others in zip(weight.split(piece), new.split(piece), strict=True):
+        difference = rows.to(matrix.dtype) - others.to(matrix.dtype)
+        # Summed in float64: the rows' errors differ by orders of magnitude.
+        total += float((difference @ matrix).mul_(difference).sum(dtype=torch.float64))
+    return total
 
 
 class Gram:
-    """A Gram matrix with what is derived from it, each computed on first use and kept.
+    """A Gram matrix with what is derived from it; inverses are computed on first use and kept.
 
     matrix: (in, in) float32 or float64, symmetric; tokens are summed, not averaged.
     name: how errors call it, usually block and linear.
@@ -54,7 +59,7 @@ class Gram:
         if not matrix.is_floating_point() or matrix.dtype in (torch.float16, torch.bfloat16):
             raise GrampruneError(f"{name}: the Gram matrix is {matrix.dtype}, expected float32 or float64.")
         diagonal = matrix.diagonal()
-        if not matrix.isfinite().all() or (diagonal < 0).any():
+        if not finite(matrix) or (diagonal < 0).any():
             raise GrampruneError(
                 f"{name}: the Gram matrix holds NaN, infinite or negative diagonal values: "
                 "the calibration activations overflowed; try `dtype: float32`."
@@ -65,7 +70,6 @@ class Gram:
         """(in,) norm of every input over the calibration tokens."""
         self.dead = self.norms == 0
         """(in,) bool, inputs that were zero on every token: they have no effect on the output."""
-        self._scaled: Tensor | None = None
         self._inverses: dict[tuple[float, float], tuple[Tensor, float]] = {}
 
     @property
@@ -73,12 +77,9 @@ class Gram:
         """(in,) the norms with 1 in the place of a dead input's 0, so that one can divide by it."""
         return self.norms.masked_fill(self.dead, 1)
 
-    @property
     def scaled(self) -> Tensor:
-        """(in, in) `Ĝ = G / (n nᵀ)`: unit diagonal, zero rows and columns at dead inputs."""
-        if self._scaled is None:
-            self._scaled = self.matrix / self.scale[:, None] / self.scale[None, :]
-        return self._scaled
+        """(in, in), new: `Ĝ = G / (n nᵀ)`, unit diagonal, zero rows and columns at dead inputs."""
+        return (self.matrix / self.scale[:, None]).div_(self.scale[None, :])
 
     def inverse(self, damping: float, shift: float = 0.0) -> tuple[Tensor, float]:
         """`(Ĝ + (damping + shift) I)⁻¹` by Cholesky, and the damping that was needed.
@@ -94,11 +95,12 @@ class Gram:
     def _invert(self, damping: float, shift: float) -> tuple[Tensor, float]:
         used = damping
         for _ in range(ESCALATIONS + 1):
-            shifted = self.scaled.clone()
-            shifted.diagonal().add_(used + shift)
-            factor, info = torch.linalg.cholesky_ex(shifted)
+            inverse = self.scaled()
+            inverse.diagonal().add_(used + shift)
+            info = torch.empty(0, dtype=torch.int32, device=inverse.device)
+            torch.linalg.cholesky_ex(inverse, out=(inverse, info))  # in place: these are a job's largest tensors
             if not info.any():
-                return torch.cholesky_inverse(factor), used
+                return torch.cholesky_inverse(inverse, out=inverse), used
             stronger = max(used * 10, 1e-6)
             log.warning("%s: not positive definite with damping %g, trying %g.", self.name, used, stronger)
             used = stronger

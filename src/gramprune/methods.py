@@ -11,11 +11,11 @@ from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from gramprune.errors import GrampruneError, suggest
 from gramprune.gram import Gram, as_gram
+from gramprune.numerics import finite
 
 
 def names(package: ModuleType) -> list[str]:
@@ -42,6 +42,6 @@ def prepare(
             f"{gram.name}: the weight is {tuple(weight.shape)}, its Gram matrix {tuple(gram.matrix.shape)}; "
             "expected (out, in) and (in, in)."
         )
-    if not torch.isfinite(weight).all():
+    if not finite(weight):
         raise GrampruneError(f"{gram.name}: the dense weight holds NaN or infinite values.")
     return weight.to(gram.matrix.dtype), gram

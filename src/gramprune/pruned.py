@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gramprune import files, machine
@@ -55,13 +54,13 @@ def read_mask(artifact: Artifact, name: str) -> Tensor:
 def measures(dense: Tensor, new: Tensor, gram: Gram) -> dict[str, float]:
     """Layer error, the same relative to the layer's output, and sparsity of one pruned linear."""
     error = layer_error(dense, new, gram)
-    output = layer_error(dense, torch.zeros_like(dense), gram)
+    output = layer_error(dense, dense.new_zeros(()).expand(dense.shape), gram)
     return {
         "rows": dense.shape[0],
         "columns": dense.shape[1],
         "error": error,
         "relative_error": error / output if output else 0.0,
-        "sparsity": float((new == 0).double().mean()),
+        "sparsity": 1 - int(new.count_nonzero()) / new.numel(),
         "dead_inputs": int(gram.dead.sum()),
     }
 

@@ -88,7 +88,7 @@ class Pattern:
         Returns (out, in) bool, True = kept.
         Raises GrampruneError for NaN scores, which have no order.
         """
-        if scores.isnan().any():
+        if scores.max().isnan():
             raise GrampruneError("the mask's scores hold NaN: the weights or the Gram matrix are broken.")
         rows = self.rows_of_choice(scores)
         pruned = smallest(rows, self.pruned_per_choice(rows.shape[1], sparsity))
@@ -116,10 +116,18 @@ def smallest(
 
     A selection and a count of ties instead of a sort: linear time, and the same on every device.
     """
+    import torch
+
+    from gramprune.numerics import rows_per_piece
+
+    chosen = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     if count <= 0:
-        return scores.new_zeros(scores.shape, dtype=bool)
-    threshold = scores.kthvalue(count, dim=1, keepdim=True).values
-    below = scores < threshold
-    tied = scores == threshold
-    room = count - below.sum(dim=1, keepdim=True)
-    return below | (tied & (tied.cumsum(dim=1) <= room))
+        return chosen
+    piece = rows_per_piece(scores)
+    for part, result in zip(scores.split(piece), chosen.split(piece), strict=True):
+        threshold = part.kthvalue(count, dim=1, keepdim=True).values
+        torch.lt(part, threshold, out=result)
+        tied = part == threshold
+        room = count - result.sum(dim=1, keepdim=True)
+        result |= tied & (tied.cumsum(dim=1, dtype=torch.int32) <= room)
+    return chosen

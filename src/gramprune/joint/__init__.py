@@ -7,6 +7,7 @@ from torch import Tensor
 from gramprune import methods
 from gramprune.errors import GrampruneError
 from gramprune.gram import Gram
+from gramprune.numerics import finite
 from gramprune.sparsity import Pattern
 
 
@@ -25,6 +26,6 @@ def prune_weight(
     weight, gram = methods.prepare(weight, gram)
     pattern.check(weight.shape[1], gram.name)
     mask, new, stats = prune(weight, gram, pattern, **options)
-    if not new.isfinite().all():
+    if not finite(new):
         raise GrampruneError(f"{gram.name}: the method {method} gave NaN or infinite weights; raise its damping.")
     return mask, new, stats

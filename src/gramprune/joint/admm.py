@@ -36,11 +36,11 @@ def prune(
         raise GrampruneError(f"{gram.name}: there is no schedule {schedule!r} of admm; {suggest(schedule, SCHEDULES)}")
     mask = None
 
-    def choose(step: int, proposal: Tensor) -> Tensor:
+    def choose(step: int, scores: Tensor) -> Tensor:
         nonlocal mask
         if step < ramp:
             progress = 1.0 if schedule == "jump" else 1 - (1 - (step + 1) / ramp) ** 3
-            mask = gradual_mask(proposal.abs(), pattern, progress)
+            mask = gradual_mask(scores, pattern, progress)
         return mask
 
     new, mask, stats = iterate(weight, gram, choose, iterations, damping, rho)
@@ -48,7 +48,7 @@ def prune(
 
 
 def gradual_mask(
-    scores: Tensor,  # (out, in)
+    scores: Tensor,  # (out, in), overwritten
     pattern: Pattern,
     progress: float,  # share of the final sparsity that is asked for now, up to 1
 ) -> Tensor:
@@ -57,6 +57,6 @@ def gradual_mask(
         return pattern.mask(scores)
     if not pattern.group:
         return pattern.mask(scores, progress * pattern.sparsity)
-    spared = scores.masked_fill(pattern.mask(scores), float("inf"))
     count = round(progress * pattern.sparsity * scores.numel())
+    spared = scores.masked_fill_(pattern.mask(scores), float("inf"))
     return ~smallest(spared.reshape(1, -1), count).reshape(scores.shape)

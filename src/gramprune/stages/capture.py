@@ -24,6 +24,7 @@ from gramprune.checkpoint import Weights
 from gramprune.errors import GrampruneError
 from gramprune.gram import accumulate
 from gramprune.layout import selected
+from gramprune.numerics import finite
 from gramprune.pruned import pruned_linear, write_metrics
 from gramprune.stages.fetch import manifest_of
 
@@ -128,7 +129,7 @@ def _write_inputs(path: Path, states: Iterator[Tensor], tokens: Artifact, proven
     shape = (*tokens.shape("tokens"), first.shape[-1])
     with artifacts.writing(path, {"hidden": (first.dtype, shape)}, provenance) as writer:
         for state in chain([first], states):
-            if not state.isfinite().all():
+            if not finite(state):
                 raise GrampruneError(
                     f"block {provenance['block']}: the hidden states that enter it hold NaN or infinite values: "
                     f"they overflow in {state.dtype} or the block before is broken; try `dtype: float32`."
@@ -159,7 +160,7 @@ def _gram_matrices(
             seen.clear()
     tokens = parents["tokens"].shape("tokens")
     for name, matrix in matrices.items():
-        if not matrix.isfinite().all():
+        if not finite(matrix):
             raise GrampruneError(
                 f"block {block}, {name}: its inputs on {tokens[0] * tokens[1]:,} calibration tokens hold NaN or "
                 f"infinite values; try `dtype: float32`."

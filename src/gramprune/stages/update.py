@@ -10,6 +10,7 @@ from gramprune import artifacts, machine
 from gramprune.checkpoint import Weights
 from gramprune.errors import GrampruneError
 from gramprune.joint import prune_weight
+from gramprune.numerics import finite
 from gramprune.pruned import dense_linear, each_linear, measures, read_mask, write_metrics
 from gramprune.sparsity import Pattern
 from gramprune.stages.fetch import manifest_of
@@ -64,7 +65,7 @@ def update_block(
                 kept = read_mask(parents["mask"], name).to(device)
                 new, stats = update_weight(dense, gram, kept, settings["method"], **settings["options"])
             new = new.to(stored.dtype)
-            if not new.isfinite().all():
+            if not finite(new):
                 raise GrampruneError(f"{gram.name}: the updated weights overflow in {stored.dtype}; raise the damping.")
             writer.append(f"{name}.weight", new)
             writer.append(f"{name}.mask", artifacts.pack_mask(kept))

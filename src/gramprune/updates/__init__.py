@@ -8,6 +8,7 @@ from torch import Tensor
 from gramprune import methods
 from gramprune.errors import GrampruneError
 from gramprune.gram import Gram
+from gramprune.numerics import finite
 
 
 def update_weight(
@@ -28,6 +29,6 @@ def update_weight(
             f"{gram.name}: the mask is {mask.dtype} {tuple(mask.shape)}; expected torch.bool {tuple(weight.shape)}."
         )
     new, stats = update(weight, gram, mask, **options)
-    if not new.isfinite().all():
+    if not finite(new):
         raise GrampruneError(f"{gram.name}: the update {method} gave NaN or infinite weights; raise its damping.")
     return new, stats

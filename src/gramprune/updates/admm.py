@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from gramprune.errors import GrampruneError
@@ -28,14 +29,14 @@ def update(
     rho: float = RHO,
 ) -> tuple[Tensor, dict]:
     """The weights after `iterations` steps, zero outside the mask."""
-    new, _, stats = iterate(weight, gram, lambda step, current: mask, iterations, damping, rho)
+    new, _, stats = iterate(weight, gram, lambda step, scores: mask, iterations, damping, rho)
     return new, stats
 
 
 def iterate(
     weight: Tensor,  # (out, in)
     gram: Gram,
-    choose: Callable[[int, Tensor], Tensor],  # (step from 0, V + U in scaled coordinates) -> mask
+    choose: Callable[[int, Tensor], Tensor],  # (step from 0, |V + U| in scaled coordinates, its to use up) -> mask
     iterations: int,
     damping: float,
     rho: float,
@@ -52,15 +53,20 @@ def iterate(
     inverse, damping = gram.inverse(damping, shift=rho)
     dense = weight * gram.norms  # dead inputs: 0, so they are pruned first wherever the mask is chosen here
     # (ŴĜ)(Ĝ + ρI)⁻¹ = Ŵ − ρ Ŵ(Ĝ + ρI)⁻¹: the same damped Ĝ on both sides, one product instead of two.
-    target = dense - rho * (dense @ inverse)
-    current, dual = dense, dense.new_zeros(dense.shape)
+    target = (dense @ inverse).mul_(-rho).add_(dense)
+    # In place, as these are a job's largest tensors. Z is the proposal V + U where kept, and the new U is the
+    # proposal where pruned, so Z − U is the proposal with its sign turned where pruned.
+    current, dual, difference = dense, torch.zeros_like(dense), torch.empty_like(dense)
     for step in range(iterations):
-        proposal = current + dual
-        mask = choose(step, proposal)
-        projected = proposal.where(mask, 0)
-        dual = proposal - projected
-        current = target + rho * ((projected - dual) @ inverse)
-    new = (current + dual) / gram.scale
+        proposal = dual.add_(current)
+        mask = choose(step, torch.abs(proposal, out=difference))
+        torch.neg(proposal, out=difference)
+        torch.where(mask, proposal, difference, out=difference)
+        dual = proposal.masked_fill_(mask, 0)
+        current = torch.mm(difference, inverse, out=current).mul_(rho).add_(target)
+    del target, difference
+    new = dual.add_(current).div_(gram.scale)
+    del current, dense
     # A dead input changes nothing: where a mask keeps it, its weights stay the dense ones.
     new = new.where(~gram.dead, weight).where(mask, 0)
     return new, mask, {"iterations": iterations, "damping": damping}
