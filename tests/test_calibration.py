@@ -8,7 +8,7 @@ from problems import assert_sentence
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gramprune import GrampruneError
-from gramprune.calibration import at_most, sequences
+from gramprune.calibration import sequences
 from gramprune.perplexity import perplexity, windows
 
 LENGTH = 5
@@ -70,11 +70,6 @@ def test_too_little_text_is_refused_with_the_counts():
     with pytest.raises(GrampruneError) as error:
         sequences(["1 2 3 4 5 6 7", "1 2 3", "1 2 3 4 5"], encode, 4, 5, 0, "corpus")
     assert_sentence(error, "corpus", "3 documents", "2 windows", "5 tokens", "4")
-
-
-def test_the_bound_on_tokens_covers_bytes_and_ends():
-    assert at_most([]) == 0
-    assert at_most(["ab", "é"]) == 8
 
 
 def test_windows_are_cut_one_after_the_other_and_the_remainder_is_dropped():

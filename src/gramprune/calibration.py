@@ -7,7 +7,7 @@ are seen. When every document has been used, further windows that do not overlap
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from gramprune.errors import GrampruneError
 
@@ -49,8 +49,3 @@ def _windows(tokens: list[int], length: int, generator: random.Random) -> list[l
     windows = [tokens[at : at + length] for at in range(start, len(tokens) - length + 1, length)]
     generator.shuffle(windows)
     return windows
-
-
-def at_most(texts: Iterable[str]) -> int:
-    """An upper bound on the number of tokens of some texts: no tokenizer makes more than one per byte, plus ends."""
-    return sum(len(text.encode()) + 2 for text in texts)
