@@ -144,7 +144,9 @@ def model_files(w):
     model = MODELS[w.model]
     if model.kind != "folder":
         return []
-    return sorted(str(path) for path in Path(model.location).iterdir() if path.is_file())
+    return sorted(
+        str(path) for path in Path(model.location).iterdir() if path.is_file()
+    )
 
 
 def every_run():
