@@ -46,6 +46,10 @@ BEFORE_ANY_JOB = {
         lambda c: c.update(model="./nowhere"),
         "model: the folder ./nowhere does not exist",
     ),
+    "missing model folder that looks like none": (
+        lambda c: c.update(model="models/of/mine"),
+        "model: the folder models/of/mine does not exist",
+    ),
     "missing text": (
         lambda c: c["datasets"].update(calibration={"path": "nowhere.txt"}),
         "datasets.calibration.path: the file nowhere.txt does not exist",
@@ -89,6 +93,15 @@ def test_a_wrong_setting_is_said_in_one_sentence_before_any_job(clone, config, m
     done = clone.snakemake(config=changed(config, change))
     assert_one_sentence(done, sentence)
     assert "rule" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "not json", '{"key": 1}'])
+def test_a_damaged_layout_is_made_again(clone, damage):
+    path = clone.folder / "results/tiny/layout.json"
+    before = path.read_text()
+    path.write_text(damage)
+    assert not clone.planned()
+    assert path.read_text() == before
 
 
 def test_a_folder_without_safetensors_is_named(clone, config, tiny_model, tmp_path):

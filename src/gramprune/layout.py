@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,9 +26,11 @@ def cached(path: Path, source: list[str | None], fetch: Callable[[], dict[str, A
     that planning needs no network afterwards. The file is for people too: it lists what will be pruned.
     transformers is imported only when it must be made.
     """
-    known = files.read_json(path) if path.exists() else {}
+    known: dict[str, Any] = {}
+    with suppress(GrampruneError, TypeError, ValueError):  # a missing or damaged one is made again: it is only kept
+        known = dict(files.read_json(path))
     from_hub = source[0] == "hub" and known.get("source") == source
-    config = known["config"] if from_hub else fetch()
+    config = known["config"] if from_hub and "config" in known else fetch()
     key = fingerprint.short(fingerprint.canonical([config, files.versions(), fingerprint.code(__name__)]))
     if known.get("key") == key and known.get("source") == source:
         return known

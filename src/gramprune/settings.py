@@ -33,7 +33,9 @@ class Section(BaseModel):
 class Model(Section):
     """A model: `demo`, a local folder or a hub id, given as a text or with these keys."""
 
-    source: str = Field(description="`demo`, a folder (starting with `/`, `./`, `../` or `~`), or a hub id.")
+    source: str = Field(
+        min_length=1, description="`demo`, a folder (starting with `/`, `./`, `../` or `~`), or a hub id."
+    )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub; the commit is recorded.")
     name: Name = Field(
         "", description="Folder in results; by default the last part of the source.", validate_default=False
@@ -53,7 +55,8 @@ class Model(Section):
         """ "demo", "folder" or "hub"."""
         if self.source == "demo":
             return "demo"
-        is_folder = self.source.startswith(("/", ".", "~")) or Path(self.source).is_dir()
+        looks_like = self.source.startswith(("/", ".", "~")) or self.source.count("/") > 1
+        is_folder = looks_like or Path(self.source).is_dir()
         return "folder" if is_folder else "hub"
 
     @property

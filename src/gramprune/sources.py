@@ -45,7 +45,8 @@ def model_config(kind: str, source: str, revision: str | None) -> dict[str, Any]
         except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
             raise GrampruneError(
                 f"model: config.json of {source} (revision {revision or 'main'}) could not be fetched from the hub: "
-                f"{_first_line(error)} Check the name, your network and, for gated models, `hf auth login`."
+                f"{_first_line(error)} If it is a folder, it is not there; if a hub id, check the name, your network "
+                "and, for gated models, `hf auth login`."
             ) from error
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

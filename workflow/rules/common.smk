@@ -33,9 +33,8 @@ SETTINGS, LAYOUTS = checked()
 if workflow.is_main_process:
     for name, found in LAYOUTS.items():
         logger.info(f"Model {name}: {layout.summary(found, SETTINGS.exclude)}")
-config.update(
-    SETTINGS.model_dump()
-)  # defaults filled in; the scripts read device and batch size from here
+# The scripts read device and batch size from here, where defaults are filled in.
+config.update(SETTINGS.model_dump())
 MODELS = {model.name: model for model in SETTINGS.model}
 RUNS = {run.name: run for run in SETTINGS.runs}
 MASKS = {run.mask_slug: run.mask_settings for run in SETTINGS.runs}
