@@ -8,6 +8,7 @@ linears and rows that have it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -46,14 +47,24 @@ def layer_error(
 
 
 class Gram:
-    """A Gram matrix with what is derived from it; inverses are computed on first use and kept.
+    """A Gram matrix with what is derived from it; factorisations are computed on first use and kept.
+
+    All of them are in scaled coordinates, `Ĝ = G / (n nᵀ)` with weights `Ŵ = W · n`, where n are the inputs' norms:
+    layer errors are the same there, and damping and step sizes fit every layer. `Ĥ` is the damped `Ĝ`:
+
+    * damping δ adds δ to the unit diagonal, which is δ·diag(G) in G's own coordinates;
+    * with `even=True` it adds δ·mean(diag G) to every entry of G's diagonal, as SparseGPT does.
+
+    A matrix that is not positive definite gets ten times the damping, `ESCALATIONS` times at most, each step logged.
+    What was needed is returned beside every factorisation. GrampruneError is raised when that is not enough.
 
     matrix: (in, in) float32 or float64, symmetric; tokens are summed, not averaged.
     name: how errors call it, usually block and linear.
+    sums, tokens: (in,) inputs summed over tokens, and how many those were; only some methods need them.
     Raises GrampruneError if the matrix is not square or not finite.
     """
 
-    def __init__(self, matrix: Tensor, name: str = "the layer"):
+    def __init__(self, matrix: Tensor, name: str = "the layer", sums: Tensor | None = None, tokens: int | None = None):
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise GrampruneError(f"{name}: the Gram matrix is not square but {tuple(matrix.shape)}.")
         if not matrix.is_floating_point() or matrix.dtype in (torch.float16, torch.bfloat16):
@@ -66,11 +77,12 @@ class Gram:
             )
         self.matrix = matrix
         self.name = name
+        self.sums, self.tokens = sums, tokens
         self.norms = diagonal.sqrt()
         """(in,) norm of every input over the calibration tokens."""
         self.dead = self.norms == 0
         """(in,) bool, inputs that were zero on every token: they have no effect on the output."""
-        self._inverses: dict[tuple[float, float], tuple[Tensor, float]] = {}
+        self._kept: dict[tuple, tuple[Tensor, float]] = {}
 
     @property
     def scale(self) -> Tensor:
@@ -81,26 +93,65 @@ class Gram:
         """(in, in), new: `Ĝ = G / (n nᵀ)`, unit diagonal, zero rows and columns at dead inputs."""
         return (self.matrix / self.scale[:, None]).div_(self.scale[None, :])
 
-    def inverse(self, damping: float, shift: float = 0.0) -> tuple[Tensor, float]:
-        """`(Ĝ + (damping + shift) I)⁻¹` by Cholesky, and the damping that was needed.
+    def damped(self, damping: float, even: bool = False) -> tuple[Tensor, float]:
+        """`Ĥ` (in, in), positive definite, and the damping that was needed."""
 
-        A matrix that is not positive definite gets ten times the damping, `ESCALATIONS` times at most, each
-        step logged; `shift` (ADMM's ρ) stays. Raises GrampruneError when that is not enough.
+        def make() -> tuple[Tensor, float]:
+            used = self._factor(damping, even)[1]
+            return self._shifted(used, even), used
+
+        return self._once(("damped", damping, even), make)
+
+    def inverse(self, damping: float, shift: float = 0.0, even: bool = False) -> tuple[Tensor, float]:
+        """`(Ĥ + shift I)⁻¹` (in, in), and the damping that was needed; `shift` (ADMM's ρ) never grows."""
+
+        def make() -> tuple[Tensor, float]:
+            factor, used = self._factor(damping, even, shift)
+            return torch.cholesky_inverse(factor, out=factor), used
+
+        return self._once(("inverse", damping, even, shift), make)
+
+    def inverse_factor(self, damping: float, even: bool = False) -> tuple[Tensor, float]:
+        """`C` (in, in), upper triangular with `Ĥ⁻¹ = CᵀC`, and the damping that was needed.
+
+        Row j of C is what removing input j does to the inputs after it, when those before it are settled.
         """
-        key = (damping, shift)
-        if key not in self._inverses:
-            self._inverses[key] = self._invert(damping, shift)
-        return self._inverses[key]
 
-    def _invert(self, damping: float, shift: float) -> tuple[Tensor, float]:
+        def make() -> tuple[Tensor, float]:
+            # With the inputs in reverse order Cholesky gives the upper `C⁻¹` at once: Ĥ itself need not be inverted.
+            factor, used = self._factor(damping, even, flip=True)
+            identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+            return torch.linalg.solve_triangular(factor.flip(0, 1), identity, upper=True), used
+
+        return self._once(("inverse factor", damping, even), make)
+
+    def _once(self, key: tuple, make: Callable[[], tuple[Tensor, float]]) -> tuple[Tensor, float]:
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def _shifted(self, damping: float, even: bool, shift: float = 0.0) -> Tensor:
+        """`Ĥ + shift I`, new. Evenly damped dead inputs, which have no scale, get the plain damping."""
+        system = self.scaled()
+        if even and damping:
+            diagonal = self.matrix.diagonal()
+            ridge = (damping * diagonal[~self.dead].mean() / diagonal).masked_fill_(self.dead, damping)
+            system.diagonal().add_(ridge)
+        else:
+            system.diagonal().add_(damping)
+        system.diagonal().add_(shift)
+        return system
+
+    def _factor(self, damping: float, even: bool, shift: float = 0.0, flip: bool = False) -> tuple[Tensor, float]:
+        """Lower Cholesky factor of `Ĥ + shift I`, if `flip` with inputs in reverse order, and the damping needed."""
         used = damping
         for _ in range(ESCALATIONS + 1):
-            inverse = self.scaled()
-            inverse.diagonal().add_(used + shift)
-            info = torch.empty(0, dtype=torch.int32, device=inverse.device)
-            torch.linalg.cholesky_ex(inverse, out=(inverse, info))  # in place: these are a job's largest tensors
+            factor = self._shifted(used, even, shift)
+            factor = factor.flip(0, 1) if flip else factor
+            info = torch.empty(0, dtype=torch.int32, device=factor.device)
+            torch.linalg.cholesky_ex(factor, out=(factor, info))  # in place: these are a job's largest tensors
             if not info.any():
-                return torch.cholesky_inverse(inverse, out=inverse), used
+                return factor, used
             stronger = max(used * 10, 1e-6)
             log.warning("%s: not positive definite with damping %g, trying %g.", self.name, used, stronger)
             used = stronger
