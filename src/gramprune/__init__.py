@@ -3,6 +3,7 @@
     import gramprune as gp
     pattern = gp.Pattern.parse("2:4")                           # or 0.5 with granularity="row" | "matrix"
     mask = gp.select_mask(weight, gram, pattern, method="wanda")
+    mask, stats = gp.refine_mask(weight, gram, mask, pattern, method="sparseswaps")
     new, stats = gp.update_weight(weight, gram, mask, method="admm")
     mask, new, stats = gp.prune_weight(weight, gram, pattern, method="admm")
     gp.layer_error(weight, new, gram)
@@ -20,6 +21,7 @@ _HOMES = {
     "Pattern": "gramprune.sparsity",
     "layer_error": "gramprune.gram",
     "prune_weight": "gramprune.joint",
+    "refine_mask": "gramprune.refine",
     "select_mask": "gramprune.masks",
     "update_weight": "gramprune.updates",
 }

@@ -1,4 +1,4 @@
-"""Tables from a method's name to its function: in `masks/`, `updates/` and `joint/` a file is a method.
+"""Tables from a method's name to its function: in `masks/`, `refine/`, `updates/`, `joint/` a file is a method.
 
 The names are read from the folder, so adding a method is adding a file; a method is imported when it is used, so
 that the others' code stays out of a stage's fingerprint and start-up time.
@@ -11,6 +11,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from gramprune.errors import GrampruneError, suggest
@@ -19,8 +20,8 @@ from gramprune.numerics import finite
 
 
 def names(package: ModuleType) -> list[str]:
-    """The methods of a package, sorted."""
-    return sorted(module.name for module in iter_modules(package.__path__))
+    """The methods of a package, sorted: `swaps-reoptimised` is the file swaps_reoptimised.py."""
+    return sorted(module.name.replace("_", "-") for module in iter_modules(package.__path__))
 
 
 def load(package: ModuleType, method: str, function: str) -> Callable:
@@ -28,7 +29,7 @@ def load(package: ModuleType, method: str, function: str) -> Callable:
     if method not in names(package):
         kind = package.__name__.rpartition(".")[2]
         raise GrampruneError(f"there is no method {method!r} in {kind}; {suggest(method, names(package))}")
-    return getattr(import_module(f"{package.__name__}.{method}"), function)
+    return getattr(import_module(f"{package.__name__}.{method.replace('-', '_')}"), function)
 
 
 def prepare(
@@ -45,3 +46,11 @@ def prepare(
     if not finite(weight):
         raise GrampruneError(f"{gram.name}: the dense weight holds NaN or infinite values.")
     return weight.to(gram.matrix.dtype), gram
+
+
+def check_mask(mask: Tensor, weight: Tensor, gram: Gram) -> None:
+    """Raises GrampruneError unless the mask is bool and has the weight's shape."""
+    if mask.shape != weight.shape or mask.dtype != torch.bool:
+        raise GrampruneError(
+            f"{gram.name}: the mask is {mask.dtype} {tuple(mask.shape)}; expected torch.bool {tuple(weight.shape)}."
+        )

@@ -2,7 +2,6 @@
 
 import sys
 
-import torch
 from torch import Tensor
 
 from gramprune import methods
@@ -24,10 +23,7 @@ def update_weight(
     """
     update = methods.load(sys.modules[__name__], method, "update")
     weight, gram = methods.prepare(weight, gram)
-    if mask.shape != weight.shape or mask.dtype != torch.bool:
-        raise GrampruneError(
-            f"{gram.name}: the mask is {mask.dtype} {tuple(mask.shape)}; expected torch.bool {tuple(weight.shape)}."
-        )
+    methods.check_mask(mask, weight, gram)
     new, stats = update(weight, gram, mask, **options)
     if not finite(new):
         raise GrampruneError(f"{gram.name}: the update {method} gave NaN or infinite weights; raise its damping.")
