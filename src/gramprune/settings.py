@@ -7,13 +7,27 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from gramprune.errors import GrampruneError, suggest
 from gramprune.fingerprint import canonical, short
+from gramprune.options import (
+    JOINT,
+    METHODS,
+    MaskMethod,
+    NoRefinement,
+    NoUpdate,
+    OwnTarget,
+    Positive,
+    RefineMethod,
+    Section,
+    Target,
+    UpdateMethod,
+    names_of,
+)
 from gramprune.sparsity import Pattern
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -21,13 +35,6 @@ RESERVED = {"model": {"data", "logs"}, "runs": {"dense", "model"}}  # folders of
 
 Name = Annotated[str, Field(pattern=NAME)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Positive = Annotated[int, Field(gt=0, strict=True)]
-
-
-class Section(BaseModel):
-    """A mapping in config.yaml: unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Model(Section):
@@ -118,95 +125,17 @@ class Evaluation(Section):
     perplexity: Perplexity
 
 
-class Magnitude(Section):
-    """Smallest |W| first."""
-
-    method: Literal["magnitude"]
-
-
-class Wanda(Section):
-    """Smallest |W| · ‖X‖ first (arXiv 2306.11695)."""
-
-    method: Literal["wanda"]
-
-
-class Admm(Section):
-    """ADMM in scaled coordinates for a fixed mask (arXiv 2401.02938)."""
-
-    method: Literal["admm"]
-    iterations: Positive = Field(20, description="One product with each weight matrix per iteration.")
-    damping: float = Field(0.1, gt=0, description="Added to the unit diagonal: pulls towards the dense weights.")
-    rho: float = Field(1.0, gt=0, description="Penalty ρ, in scaled coordinates.")
-
-
-class GradualAdmm(Admm):
-    """ADMM that re-chooses the mask while it runs (arXiv 2401.02938)."""
-
-    ramp: Annotated[int, Field(gt=0, strict=True)] = Field(15, description="Iterations that re-choose the mask.")
-    schedule: Literal["ramp", "jump"] = Field("ramp", description="Cubic ramp, or at once as in the released code.")
-
-    @model_validator(mode="after")
-    def _ramp_fits(self) -> GradualAdmm:
-        if self.ramp > self.iterations:
-            raise ValueError(f"ramp {self.ramp} is longer than iterations {self.iterations}")
-        return self
-
-
-class NoUpdate(Section):
-    """The kept weights stay as they were."""
-
-    method: Literal["none"]
-
-
-class Joint(Section):
-    """Keep the weights that the mask's method arrived at together with the mask (masks: admm)."""
-
-    method: Literal["joint"]
-
-
-class NoRefinement(Section):
-    """The mask stays as it was selected."""
-
-    method: Literal["none"]
-
-
-def _from_name(value: Any) -> Any:
-    """A method is given by its name, or as a mapping with its options."""
-    return {"method": value} if isinstance(value, str) else value
-
-
-def names_of(method: type[Section]) -> tuple[str, ...]:
-    """The names by which a method is chosen."""
-    return get_args(method.model_fields["method"].annotation)
-
-
-def _by_name(*methods: type[Section]) -> BeforeValidator:
-    """Accept these methods by name; the schema then lists the names too."""
-    names = tuple(name for method in methods for name in names_of(method))
-    return BeforeValidator(_from_name, json_schema_input_type=Union[(Literal[names], *methods)])
-
-
-MaskMethod = Annotated[Magnitude | Wanda | GradualAdmm, Field(discriminator="method")]
-UpdateMethod = Annotated[NoUpdate | Admm | Joint, Field(discriminator="method")]
-METHODS = (Magnitude, Wanda, Admm, NoUpdate, Joint)
-JOINT = {"admm"}  # masks whose method makes weights too
-
-
 class Run(Section):
-    """One recipe: sparsity × mask × refinement × update × propagation."""
+    """One recipe: sparsity × mask × refinement × update × propagation × target."""
 
     name: Name = Field("", description="Folder in results; made from the recipe by default.", validate_default=False)
     sparsity: float | str = Field(description="Fraction of zeros, or N:M (at most N of M neighbours are kept).")
     granularity: Literal["row", "matrix"] = Field(
         "row", description="Where a fraction is counted: in every output row, or in the whole matrix. Not for N:M."
     )
-    mask: Annotated[MaskMethod, _by_name(Magnitude, Wanda, GradualAdmm)] = Field(
-        description="How the kept weights are chosen."
-    )
-    refine: Annotated[NoRefinement, _by_name(NoRefinement)] = Field(
-        NoRefinement(method="none"), description="How the mask is improved."
-    )
-    update: Annotated[UpdateMethod, _by_name(NoUpdate, Admm, Joint)] = Field(
+    mask: MaskMethod = Field(description="How the kept weights are chosen.")
+    refine: RefineMethod = Field(NoRefinement(method="none"), description="How the mask is improved.")
+    update: UpdateMethod = Field(
         NoUpdate(method="none"), description="How the kept weights make up for the pruned ones."
     )
     propagation: Literal["pruned", "dense"] = Field(
@@ -214,12 +143,21 @@ class Run(Section):
         description="What later blocks see: activations of the pruned blocks before (the papers' protocol; blocks form "
         "a chain), or of the dense model (blocks are independent, runs share all Gram matrices).",
     )
+    target: Target = Field(
+        OwnTarget(method="own"),
+        description="What a pruned linear is to be like: itself before, or its place in the dense model, so that it "
+        "makes up for the blocks before too (with `propagation: pruned` and an update).",
+    )
+    precision: Literal["float32", "float64"] = Field(
+        "float32", description="Dtype in which masks, refinements and updates are computed."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
         if isinstance(value, dict) and "name" not in value:
-            parts = [value.get("mask"), value.get("update", "none"), str(value.get("sparsity")).replace(":", "of")]
+            parts = [value.get("mask"), value.get("refine", "none"), value.get("update", "none")]
+            parts.append(str(value.get("sparsity")).replace(":", "of"))
             texts = [part.get("method") if isinstance(part, dict) else part for part in parts]
             return {"name": "-".join(str(text) for text in texts if text != "none"), **value}
         return value
@@ -234,11 +172,28 @@ class Run(Section):
         return str(value) if isinstance(value, str) and ":" in value else float(value)
 
     @model_validator(mode="after")
-    def _joint_fits(self) -> Run:
-        if self.update.method == "joint" and self.mask.method not in JOINT:
+    def _fits_together(self) -> Run:
+        if self.joint and self.mask.method not in JOINT:
             raise ValueError(
                 f"update 'joint' keeps the weights of a mask method that makes weights, but mask "
                 f"{self.mask.method!r} makes none; use one of {', '.join(sorted(JOINT))}, or another update"
+            )
+        if self.joint and self.refined:
+            raise ValueError(
+                f"update 'joint' keeps weights that belong to the mask as it was selected, but refine "
+                f"{self.refine.method!r} changes the mask; use another update, or refine 'none'"
+            )
+        if self.retargeted and self.propagation == "dense":
+            raise ValueError(
+                "target 'dense' makes up for what the pruned blocks before have changed, but with propagation 'dense' "
+                "every block sees the dense model's activations; use propagation 'pruned', or target 'own'"
+            )
+        if self.retargeted and not self.updated:
+            raise ValueError("target 'dense' moves weights, but update 'none' keeps them as they were; use an update")
+        if self.mask.method == "mrp" and self.mask.solution == "M" and not self.pattern.group:
+            raise ValueError(
+                f"mrp's solution 'M' compares all patterns of a group, but sparsity {self.sparsity!r} has no groups; "
+                "use N:M, or solution 'S'"
             )
         return self
 
@@ -253,15 +208,64 @@ class Run(Section):
         return self.update.method == "joint"
 
     @property
+    def refined(self) -> bool:
+        """Whether its masks are improved after their selection."""
+        return self.refine.method != "none"
+
+    @property
+    def updated(self) -> bool:
+        """Whether its blocks have weights of their own; else they are the dense ones under its masks."""
+        return self.update.method != "none"
+
+    @property
+    def retargeted(self) -> bool:
+        """Whether it aims at the dense model's outputs."""
+        return self.target.method == "dense"
+
+    @property
+    def at_dense_inputs(self) -> Run:
+        """The same run in a block that sees the dense model's inputs: both targets are the same there."""
+        return self.model_copy(update={"target": OwnTarget(method="own")})
+
+    @property
+    def problem_settings(self) -> dict[str, Any]:
+        """Which weights the pruned ones are to be like, and in which dtype that is computed: for all its stages."""
+        return {"precision": self.precision, "target": self.target.model_dump()}
+
+    @property
+    def pattern_settings(self) -> dict[str, Any]:
+        """Where its zeros may be."""
+        return {"pattern": self.sparsity, "granularity": self.granularity}
+
+    @property
     def mask_settings(self) -> dict[str, Any]:
         """All that its masks depend on, besides Gram matrices and weights."""
-        return {**_split(self.mask), "pattern": self.sparsity, "granularity": self.granularity}
+        return {**_split(self.mask), **self.pattern_settings, **self.problem_settings}
 
     @property
     def mask_slug(self) -> str:
         """A file name for its masks: the same for all runs with the same mask settings."""
-        options = self.mask.model_dump(exclude={"method"}, exclude_defaults=True)
-        return "_".join([self.mask.method, self.pattern.slug, *([short(canonical(options))] if options else [])])
+        parts = [_slug(self.mask, self.pattern.slug)]
+        if self.precision != "float32":
+            parts.append(self.precision)
+        if self.retargeted:
+            parts.append("to-" + _slug(self.target))
+        return "_".join(parts)
+
+    @property
+    def refine_settings(self) -> dict[str, Any]:
+        """All that its refinement depends on, besides masks, Gram matrices and weights."""
+        return {**_split(self.refine), **self.pattern_settings, **self.problem_settings}
+
+    @property
+    def refine_slug(self) -> str:
+        """A file name for its refinement, behind that of the masks."""
+        return _slug(self.refine)
+
+    @property
+    def final_mask(self) -> str:
+        """A file name for the masks that its weights have, refined or not."""
+        return f"{self.mask_slug}+{self.refine_slug}" if self.refined else self.mask_slug
 
     @property
     def update_module(self) -> str:
@@ -271,12 +275,18 @@ class Run(Section):
     @property
     def update_settings(self) -> dict[str, Any]:
         """All that its updates depend on, besides masks, Gram matrices and weights."""
-        return self.mask_settings if self.joint else _split(self.update)
+        return self.mask_settings if self.joint else {**_split(self.update), **self.problem_settings}
 
 
 def _split(method: Section) -> dict[str, Any]:
     options = method.model_dump()
     return {"method": options.pop("method"), "options": options}
+
+
+def _slug(method: Section, *more: str) -> str:
+    """A method as a file name: with eight digits that stand for its options where they are not the defaults."""
+    options = method.model_dump(exclude={"method"}, exclude_defaults=True)
+    return "_".join([method.method, *more, *([short(canonical(options))] if options else [])])
 
 
 class Settings(Section):
@@ -360,6 +370,8 @@ class Settings(Section):
                     "pattern": str(run.pattern),
                     "granularity": run.pattern.granularity,
                     "propagation": run.propagation,
+                    "target": run.target.method,
+                    "precision": run.precision,
                 }
                 rows.append({"model": model.name, "run": run.name, **recipe})
         return rows
@@ -375,8 +387,8 @@ def load(config: dict[str, Any]) -> Settings:
 
 def _sentence(error: dict[str, Any]) -> str:
     """One sentence from pydantic's description of a mistake: the setting, what was found, what is expected."""
-    # pydantic puts the method's name into the place; nobody wrote it there.
-    place = [part for part in error["loc"] if part not in {method for s in METHODS for method in names_of(s)}]
+    # pydantic puts the method's name into the place, behind the key that chooses it; nobody wrote it there.
+    place = [part for key, part in zip(("", *error["loc"]), error["loc"], strict=False) if not _is_tag(key, part)]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     kind, found, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":
@@ -399,6 +411,10 @@ def _sentence(error: dict[str, Any]) -> str:
         return f"config: {where} is {found!r}; expected text that matches {context['pattern']}."
     expected = "a mapping with keys" if kind in ("model_type", "model_attributes_type", "dict_type") else error["msg"]
     return f"config: {where} is {found!r}; expected: {expected.removeprefix('Input should be ')}."
+
+
+def _is_tag(key: Any, part: Any) -> bool:
+    return any(part in names_of(method) for method in METHODS.get(key, ()))
 
 
 def _allowed_keys(place: tuple) -> list[str]:
