@@ -102,14 +102,19 @@ class Gram:
 
         return self._once(("damped", damping, even), make)
 
-    def inverse(self, damping: float, shift: float = 0.0, even: bool = False) -> tuple[Tensor, float]:
-        """`(Ĥ + shift I)⁻¹` (in, in), and the damping that was needed; `shift` (ADMM's ρ) never grows."""
+    def inverse(
+        self, damping: float, shift: float = 0.0, even: bool = False, keep: bool = True
+    ) -> tuple[Tensor, float]:
+        """`(Ĥ + shift I)⁻¹` (in, in), and the damping that was needed; `shift` (ADMM's ρ) never grows.
+
+        `keep=False` for one of many shifts: the caller alone holds it.
+        """
 
         def make() -> tuple[Tensor, float]:
             factor, used = self._factor(damping, even, shift)
             return torch.cholesky_inverse(factor, out=factor), used
 
-        return self._once(("inverse", damping, even, shift), make)
+        return self._once(("inverse", damping, even, shift), make) if keep else make()
 
     def inverse_factor(self, damping: float, even: bool = False) -> tuple[Tensor, float]:
         """`C` (in, in), upper triangular with `Ĥ⁻¹ = CᵀC`, and the damping that was needed.
