@@ -22,6 +22,7 @@ _HOMES = {
     "layer_error": "gramprune.gram",
     "prune_weight": "gramprune.joint",
     "refine_mask": "gramprune.refine",
+    "retarget_weight": "gramprune.target",
     "select_mask": "gramprune.masks",
     "update_weight": "gramprune.updates",
 }

@@ -24,10 +24,11 @@ ESCALATIONS = 4  # how often a damping may grow tenfold before we give up
 def accumulate(
     gram: Tensor,  # (in, in) float32 or float64, changed in place
     inputs: Tensor,  # (..., in), any float dtype
+    others: Tensor | None = None,  # (..., in), for the same tokens
 ) -> None:
-    """`gram += XᵀX`, in the Gram matrix's dtype."""
+    """`gram += XᵀX`, in the Gram matrix's dtype; with other inputs Y `gram += XᵀY`."""
     rows = inputs.reshape(-1, inputs.shape[-1]).to(gram.dtype)
-    gram.addmm_(rows.T, rows)
+    gram.addmm_(rows.T, rows if others is None else others.reshape(-1, others.shape[-1]).to(gram.dtype))
 
 
 def layer_error(

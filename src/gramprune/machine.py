@@ -11,9 +11,13 @@ def device(wanted: str) -> str:
     import torch
 
     if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise GrampruneError(f"device: {wanted!r} is asked for, but torch {torch.__version__} sees no GPU; use `auto`.")
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise GrampruneError(
+                f"device: {wanted!r} is asked for, but torch {torch.__version__} sees no GPU; use `auto`."
+            )
+        torch.set_float32_matmul_precision("highest")  # float32 is float32: TF32 would round what is factorised
     return wanted
 
 

@@ -7,26 +7,41 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from gramprune import files, machine
+from gramprune import artifacts, files, machine
 from gramprune.artifacts import Artifact
 from gramprune.checkpoint import Weights
+from gramprune.errors import GrampruneError
 from gramprune.gram import Gram, layer_error
+from gramprune.target import retarget_weight
 
 
-def each_linear(grams: Artifact, device: str) -> Iterator[tuple[str, dict[str, Any], Gram]]:
-    """Name, description and Gram matrix of every linear of a block; those that share a matrix come together.
+def each_linear(
+    grams: Artifact,
+    weights: Weights,
+    settings: dict[str, Any],  # precision, target
+    device: str,
+) -> Iterator[tuple[str, Tensor, Gram]]:
+    """Name, weight (out, in) and Gram matrix of every linear of a block, in the precision that is asked for.
 
-    So a matrix is read once, its factorisations are computed once, and one is in memory at a time.
+    The weight is the one that the pruned weight is to be like: the dense one, or what the target makes of it.
+    Linears that share a matrix come together: it is read once, its factorisations are computed once, and one is in
+    memory at a time.
     """
-    linears = grams.provenance["linears"]
-    for first in grams.names:
-        gram = Gram(grams.read(first).to(device), f"block {grams.provenance['block']}, {first}")
+    dtype, target = getattr(torch, settings["precision"]), settings["target"]
+    block, linears = grams.provenance["block"], grams.provenance["linears"]
+    for first in sorted({linear["gram"] for linear in linears.values()}):
+        sums = grams.read(f"{first}.sum").to(device, dtype)
+        gram = Gram(grams.read(first).to(device, dtype), f"block {block}, {first}", sums, grams.provenance["tokens"])
+        cross = grams.read(f"{first}.cross").to(device, dtype) if target["method"] == "dense" else None
         for name, linear in linears.items():
             if linear["gram"] == first:
-                gram.name = f"block {grams.provenance['block']}, {name}"
-                yield name, linear, gram
+                gram.name = f"block {block}, {name}"
+                dense = dense_linear(linear, weights).to(device, dtype)
+                yield name, dense if cross is None else retarget_weight(dense, gram, cross, target["pull"]), gram
+                del dense  # before the next is read
 
 
 def dense_linear(linear: dict[str, Any], weights: Weights) -> Tensor:
@@ -51,6 +66,19 @@ def read_mask(artifact: Artifact, name: str) -> Tensor:
     return artifact.read_mask(f"{name}.mask", artifact.provenance["linears"][name]["shape"][1])
 
 
+def masks_for(path: Path, grams: Artifact) -> Artifact:
+    """A block's masks. Raises GrampruneError unless they were made from these Gram matrices."""
+    about = grams.provenance
+    masks = artifacts.read(path, stage="mask", model=about["model"], block=about["block"])
+    made_from = masks.provenance["inputs"]["gram"]
+    if made_from != grams.digest:
+        raise GrampruneError(
+            f"{path} was made from a Gram matrix with digest {made_from}, but {grams.path} has {grams.digest}: "
+            "delete the mask to have it made again."
+        )
+    return masks
+
+
 def measures(dense: Tensor, new: Tensor, gram: Gram) -> dict[str, float]:
     """Layer error, the same relative to the layer's output, and sparsity of one pruned linear."""
     error = layer_error(dense, new, gram)
@@ -63,6 +91,20 @@ def measures(dense: Tensor, new: Tensor, gram: Gram) -> dict[str, float]:
         "sparsity": 1 - int(new.count_nonzero()) / new.numel(),
         "dead_inputs": int(gram.dead.sum()),
     }
+
+
+def plain(stats: dict[str, Any]) -> dict[str, Any]:
+    """A method's statistics for a table: numbers per row (out,) become total, mean and maximum, truths a share."""
+    found = {}
+    for name, value in stats.items():
+        if not isinstance(value, Tensor):
+            found[name] = value
+        elif value.dtype == torch.bool:
+            found[name] = value.double().mean().item()
+        else:
+            found |= {name: value.sum().item(), f"{name}_mean": value.double().mean().item()}
+            found[f"{name}_max"] = value.max().item()
+    return found
 
 
 def write_metrics(

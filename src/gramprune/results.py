@@ -12,6 +12,9 @@ import pyarrow.parquet
 
 from gramprune import files
 
+RECIPE = ("mask", "refine", "update", "pattern", "granularity", "propagation", "target", "precision")
+USUAL = {"target": "own", "precision": "float32"}  # not shown to people unless a run has another
+
 
 def summary_rows(
     rows: list[dict[str, Any]],  # model, run and recipe, the dense model first
@@ -22,7 +25,7 @@ def summary_rows(
     complete = []
     for row in rows:
         key = (row["model"], row["run"])
-        recipe = {name: row.get(name) for name in ("mask", "refine", "update", "pattern", "granularity", "propagation")}
+        recipe = {name: row.get(name) for name in RECIPE}
         full = {"model": row["model"], "run": row["run"], **recipe, "sparsity": sparsity.get(key, 0.0)}
         for result in evaluations[key]:
             full[f"perplexity_{result['dataset']}"] = result["perplexity"]
@@ -43,7 +46,7 @@ def layer_rows(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for linear in content["linears"]:
             head = {"model": labels["model"], "run": run, "stage": content["stage"], "block": int(labels["block"])}
             stage = {f"stage_{name}" if name == "seconds" else name: v for name, v in job.items()}
-            rows.append({**head, "mask": labels.get("mask"), **stage, **linear})
+            rows.append({**head, "mask": labels.get("mask"), "refine": labels.get("refine"), **stage, **linear})
     return rows
 
 
@@ -64,8 +67,9 @@ def write_table(content: arrow.Table, parquet: Path | None = None, csv: Path | N
 
 
 def _shown(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Heading and cells of the summary for people: without windows and token counts."""
-    names = [name for name in rows[0] if not name.startswith(("window_", "tokens_"))]
+    """Heading and cells of the summary for people: without windows, token counts and what no run departs from."""
+    usual = {name for name, value in USUAL.items() if all(row.get(name) in (value, None) for row in rows)}
+    names = [name for name in rows[0] if not name.startswith(("window_", "tokens_")) and name not in usual]
 
     def cell(name: str, value: Any) -> str:
         if value is None:

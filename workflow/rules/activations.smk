@@ -25,6 +25,7 @@ rule capture:
         tokens="<results>/{model}/calibration.safetensors",
         before=inputs_before,
         weights=pruned_before,
+        dense=dense_inputs,
     output:
         inputs="<results>/{model}/{trail}/block_{block}/inputs.safetensors",
         gram="<results>/{model}/{trail}/block_{block}/gram.safetensors",

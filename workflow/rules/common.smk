@@ -3,7 +3,7 @@
 #   <results>/data/{dataset}.parquet                   texts
 #   <results>/{model}/model.json, layout.json          which model; what can be pruned
 #   <results>/{model}/calibration.safetensors          tokens
-#   <results>/{model}/{trail}/block_007/…              inputs, gram, masks/{mask}, weights
+#   <results>/{model}/{trail}/block_007/…              inputs, gram, masks/{mask}, masks/{mask}+{refine}, weights
 #   <results>/{model}/{run}/checkpoint/                the pruned model
 #   <results>/{model}/{run}/evaluation/…               measured, for run `dense` too
 #
@@ -37,7 +37,13 @@ if workflow.is_main_process:
 config.update(SETTINGS.model_dump())
 MODELS = {model.name: model for model in SETTINGS.model}
 RUNS = {run.name: run for run in SETTINGS.runs}
-MASKS = {run.mask_slug: run.mask_settings for run in SETTINGS.runs}
+RECIPES = [recipe for run in SETTINGS.runs for recipe in (run, run.at_dense_inputs)]
+MASKS = {recipe.mask_slug: recipe.mask_settings for recipe in RECIPES}
+REFINEMENTS = {
+    (recipe.mask_slug, recipe.refine_slug): recipe.refine_settings
+    for recipe in RECIPES
+    if recipe.refined
+}
 DATASETS = SETTINGS.all_datasets
 
 
@@ -55,13 +61,16 @@ wildcard_constraints:
     run=one_of(RUNS),
     trail=one_of(["dense", *RUNS]),
     mask=one_of(MASKS),
+    refine=one_of({refine for _, refine in REFINEMENTS}),
     dataset=one_of(DATASETS),
     block=r"\d{3}",
 
 
 def code(*modules):
     """What our modules contain, so that a change in one reruns what uses it."""
-    return fingerprint.code(*(f"gramprune.{module}" for module in modules))
+    return fingerprint.code(
+        *(f"gramprune.{name.replace('-', '_')}" for name in modules)
+    )
 
 
 def blocks_of(model):
@@ -72,6 +81,12 @@ def blocks_of(model):
 def trail_of(run, block):
     """Where the activations come from that this run's block sees."""
     return "dense" if int(block) == 0 or RUNS[run].propagation == "dense" else run
+
+
+def recipe_of(run, block):
+    """A run as one of its blocks sees it: at the dense model's inputs there is but one target."""
+    recipe = RUNS[run]
+    return recipe if trail_of(run, block) == run else recipe.at_dense_inputs
 
 
 def block_path(model, trail, block, name):
@@ -85,22 +100,19 @@ def grams_of(w):
 
 def mask_of(w):
     """The mask of a run's block; none where one method chooses mask and weights together."""
-    run = RUNS[w.run]
-    name = f"masks/{run.mask_slug}.safetensors"
-    return (
-        []
-        if run.joint
-        else block_path(w.model, trail_of(w.run, w.block), w.block, name)
-    )
+    return [] if RUNS[w.run].joint else final_mask(w.model, w.run, w.block)
+
+
+def final_mask(model, run, block):
+    """The mask of a run's block, refined or not; where it is made, runs share it."""
+    name = f"masks/{recipe_of(run, block).final_mask}.safetensors"
+    return block_path(model, trail_of(run, block), block, name)
 
 
 def pruned_block(model, run, block):
     """What a run makes of a block: weights, or its mask alone where nothing is updated."""
-    recipe = RUNS[run]
-    if recipe.update.method == "none":
-        return block_path(
-            model, trail_of(run, block), block, f"masks/{recipe.mask_slug}.safetensors"
-        )
+    if not RUNS[run].updated:
+        return final_mask(model, run, block)
     return block_path(model, run, block, "weights.safetensors")
 
 
@@ -122,6 +134,13 @@ def pruned_before(w):
     return (
         [] if w.trail == "dense" else pruned_block(w.model, w.trail, int(w.block) - 1)
     )
+
+
+def dense_inputs(w):
+    """The dense model's hidden states, which a run that aims at its outputs sees beside its own."""
+    if w.trail == "dense" or not RUNS[w.trail].retargeted:
+        return []
+    return block_path(w.model, "dense", w.block, "inputs.safetensors")
 
 
 def evaluations_of(model, run):
@@ -160,11 +179,12 @@ def every_metrics(w):
         for run in RUNS.values():
             for block in blocks_of(model):
                 trail = trail_of(run.name, block)
-                found.append(block_path(model, trail, block, "gram.json"))
-                if not run.joint:
-                    found.append(
-                        block_path(model, trail, block, f"masks/{run.mask_slug}.json")
-                    )
-                if run.update.method != "none":
+                recipe = recipe_of(run.name, block)
+                masks = [] if run.joint else [recipe.mask_slug, recipe.final_mask]
+                names = ["gram", *(f"masks/{mask}" for mask in masks)]
+                found += [
+                    block_path(model, trail, block, f"{name}.json") for name in names
+                ]
+                if run.updated:
                     found.append(block_path(model, run.name, block, "weights.json"))
     return list(dict.fromkeys(found))

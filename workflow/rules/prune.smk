@@ -1,4 +1,4 @@
-# Masks, and the weights under them. Mask and update are independent: both see only weights and Gram matrices.
+# Masks, better masks, and the weights under them. All three are independent: they see weights and Gram matrices.
 
 
 rule mask:
@@ -20,6 +20,28 @@ rule mask:
         "../scripts/mask.py"
 
 
+rule refine:
+    input:
+        model="<results>/{model}/model.json",
+        gram="<results>/{model}/{trail}/block_{block}/gram.safetensors",
+        mask="<results>/{model}/{trail}/block_{block}/masks/{mask}.safetensors",
+    output:
+        mask="<results>/{model}/{trail}/block_{block}/masks/{mask}+{refine}.safetensors",
+        metrics="<results>/{model}/{trail}/block_{block}/masks/{mask}+{refine}.json",
+    log:
+        "<results>/logs/{model}/{trail}/block_{block}/refine_{mask}+{refine}.log",
+    conda:
+        "../envs/gramprune.yaml"
+    threads: SETTINGS.threads
+    params:
+        settings=lambda w: canonical(REFINEMENTS[w.mask, w.refine]),
+        code=lambda w: code(
+            "stages.refine", f"refine.{REFINEMENTS[w.mask, w.refine]['method']}"
+        ),
+    script:
+        "../scripts/refine.py"
+
+
 rule update:
     input:
         model="<results>/{model}/model.json",
@@ -34,7 +56,7 @@ rule update:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
     params:
-        settings=lambda w: canonical(RUNS[w.run].update_settings),
+        settings=lambda w: canonical(recipe_of(w.run, w.block).update_settings),
         code=lambda w: code("stages.update", RUNS[w.run].update_module),
     script:
         "../scripts/update.py"

@@ -2,12 +2,14 @@
 
 Two passes over the calibration tokens, each with one block in memory: the block before, as the run left it, gives
 the hidden states that enter this block; then this block, still dense, shows what enters its linears. Hidden states
-stream from file to file, so memory does not grow with the number of samples or blocks.
+stream from file to file, so memory does not grow with the number of samples or blocks. For runs that aim at the dense
+model's outputs the second pass also sees what enters the same block of the dense model.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -36,8 +38,9 @@ def capture(
     tokens: Path,  # calibration tokens
     before: Path | None,  # hidden states that entered the block before; None for block 0
     weights: Path | None,  # what a run made of the block before; None: it stays dense
+    dense: Path | None,  # hidden states that enter this block of the dense model; None: no cross-Gram matrices
     inputs: Path,  # output: `hidden` (samples, length, width) in the dtype that the model passes on
-    grams: Path,  # output: one (in, in) matrix per distinct input, named after the first linear that has it
+    grams: Path,  # output: Gram matrices, and what else `_observe` keeps of the linears' inputs
     metrics: Path,  # output
     block: int,
     labels: dict[str, str],  # what the metrics are found by
@@ -74,10 +77,12 @@ def capture(
         )
 
     parents = {"tokens": parents["tokens"], "inputs": artifacts.read(inputs)}
+    if dense is not None:
+        parents["dense"] = artifacts.read(dense, stage="inputs", model=fingerprint, block=block)
     with blocks.loaded(block) as module:
         found = linears(module)
         watched = {name: found[name] for name in selected(found, settings["exclude"])}
-        matrices, shares = _gram_matrices(blocks, watched, parents, settings, batch_size, block)
+        kept, shares = _observe(blocks, watched, parents, settings, batch_size, block)
         described = {
             name: {
                 "gram": shares[name],
@@ -88,18 +93,18 @@ def capture(
             for name, linear in watched.items()
             if name in shares
         }
-    counted = parents["tokens"].shape("tokens")[0] * parents["tokens"].shape("tokens")[1]
+    counted = math.prod(parents["tokens"].shape("tokens"))
     unseen = sorted(watched.keys() - shares.keys())
     if unseen:
         log.info("block %d: %s read without being called as modules: they stay dense", block, ", ".join(unseen))
     artifacts.write(
         grams,
-        {name: matrix.float() for name, matrix in matrices.items()},
+        {name: tensor.float() for name, tensor in kept.items()},
         artifacts.provenance(
             "gram", settings, code, parents, **about, tokens=counted, linears=described, unseen=unseen
         ),
     )
-    dead = {name: int((matrix.diagonal() == 0).sum()) for name, matrix in matrices.items()}
+    dead = {name: int((kept[name].diagonal() == 0).sum()) for name in set(shares.values())}
     rows = [{"linear": name, "tokens": counted, "dead_inputs": dead[first]} for name, first in shares.items()]
     write_metrics(metrics, "capture", labels, started, rows)
 
@@ -137,7 +142,7 @@ def _write_inputs(path: Path, states: Iterator[Tensor], tokens: Artifact, proven
             writer.append("hidden", state)
 
 
-def _gram_matrices(
+def _observe(
     blocks: Blocks,
     watched: dict[str, torch.nn.Module],
     parents: dict[str, Artifact],
@@ -145,27 +150,52 @@ def _gram_matrices(
     batch_size: int,
     block: int,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Gram matrices by the first linear that has the input, and from every linear to that first one."""
-    matrices: dict[str, Tensor] = {}
+    """What is kept of every distinct input X (tokens, in), and from every linear to the first one that has its input.
+
+    By that first one's name: `<linear>` (in, in) is XᵀX, `<linear>.sum` (in,) X summed over tokens, and, if `dense`
+    is among the parents, `<linear>.cross` (in, in) XᵀY with the inputs Y for the same tokens in the dense model.
+    """
+    kept: dict[str, Tensor] = {}
     shares: dict[str, str] = {}
-    passes = _passes(blocks, parents["tokens"], parents["inputs"], batch_size, f"Gram matrices of block {block}")
+    tokens, dtype = parents["tokens"], getattr(torch, settings["accumulate"])
+    own = _passes(blocks, tokens, parents["inputs"], batch_size, f"Gram matrices of block {block}")
+    dense = "dense" in parents and _passes(blocks, tokens, parents["dense"], batch_size, f"block {block}, dense")
     with inputs_of(watched) as seen:
-        for _ in passes:
+        for _ in own:
             shares = shares or shared_inputs(seen)
-            for name in dict.fromkeys(shares.values()):
-                if name not in matrices:
-                    columns, dtype = seen[name].shape[-1], getattr(torch, settings["accumulate"])
-                    matrices[name] = torch.zeros(columns, columns, dtype=dtype, device=seen[name].device)
-                accumulate(matrices[name], seen[name])
+            batch = {name: seen[name] for name in dict.fromkeys(shares.values())}
             seen.clear()
-    tokens = parents["tokens"].shape("tokens")
-    for name, matrix in matrices.items():
-        if not finite(matrix):
+            if dense:
+                next(dense)  # fills `seen` again
+            for name in batch:
+                _add(kept, name, batch[name], seen.get(name), dtype)
+            batch.clear()
+            seen.clear()
+    for name, tensor in kept.items():
+        if not finite(tensor):
+            linear = name.removesuffix(".sum").removesuffix(".cross")
             raise GrampruneError(
-                f"block {block}, {name}: its inputs on {tokens[0] * tokens[1]:,} calibration tokens hold NaN or "
-                f"infinite values; try `dtype: float32`."
+                f"block {block}, {linear}: its inputs on {math.prod(tokens.shape('tokens')):,} calibration tokens hold "
+                f"NaN or infinite values; try `dtype: float32`."
             )
-    return matrices, shares
+    return kept, shares
+
+
+def _add(
+    kept: dict[str, Tensor],  # added to
+    name: str,
+    inputs: Tensor,  # (..., in)
+    dense: Tensor | None,  # (..., in)
+    dtype: torch.dtype,  # in which products are summed
+) -> None:
+    """Add one batch to what is kept of an input."""
+    columns = inputs.shape[-1]
+    for key, others in [(name, None)] + ([] if dense is None else [(f"{name}.cross", dense)]):
+        if key not in kept:
+            kept[key] = torch.zeros(columns, columns, dtype=dtype, device=inputs.device)
+        accumulate(kept[key], inputs, others)
+    total = inputs.reshape(-1, columns).sum(dim=0, dtype=dtype).double()
+    kept[f"{name}.sum"] = kept.get(f"{name}.sum", 0) + total
 
 
 def _key(checkpoint: Weights, parameter: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from gramprune import artifacts, machine
 from gramprune.checkpoint import Weights
 from gramprune.masks import select_mask
-from gramprune.pruned import dense_linear, each_linear, measures, write_metrics
+from gramprune.pruned import each_linear, measures, write_metrics
 from gramprune.sparsity import Pattern
 from gramprune.stages.fetch import manifest_of
 
@@ -21,7 +21,7 @@ def mask_block(
     metrics: Path,  # output
     block: int,
     labels: dict[str, str],  # what the metrics are found by
-    settings: dict[str, Any],  # method, options, pattern, granularity
+    settings: dict[str, Any],  # method, options, pattern, granularity, precision, target
     code: str,
     device: str,
 ) -> None:
@@ -38,9 +38,8 @@ def mask_block(
     with artifacts.writing(
         output, shapes, artifacts.provenance("mask", settings, code, {"gram": source}, **about)
     ) as writer:
-        for name, linear, gram in each_linear(source, device):
+        for name, weight, gram in each_linear(source, weights, settings, device):
             began = time.monotonic()
-            weight = dense_linear(linear, weights).to(device, gram.matrix.dtype)
             mask = select_mask(weight, gram, pattern, settings["method"], **settings["options"])
             writer.append(f"{name}.mask", artifacts.pack_mask(mask))
             pruned = weight.where(mask, 0)

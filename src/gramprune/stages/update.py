@@ -9,9 +9,10 @@ from typing import Any
 from gramprune import artifacts, machine
 from gramprune.checkpoint import Weights
 from gramprune.errors import GrampruneError
+from gramprune.gram import layer_error
 from gramprune.joint import prune_weight
 from gramprune.numerics import finite
-from gramprune.pruned import dense_linear, each_linear, measures, read_mask, write_metrics
+from gramprune.pruned import each_linear, masks_for, measures, plain, read_mask, write_metrics
 from gramprune.sparsity import Pattern
 from gramprune.stages.fetch import manifest_of
 from gramprune.updates import update_weight
@@ -25,7 +26,7 @@ def update_block(
     metrics: Path,  # output
     block: int,
     labels: dict[str, str],  # what the metrics are found by
-    settings: dict[str, Any],  # method, options; for a joint method also pattern, granularity
+    settings: dict[str, Any],  # method, options, precision, target; for a joint method also pattern, granularity
     code: str,
     device: str,
 ) -> None:
@@ -38,13 +39,7 @@ def update_block(
     fingerprint = manifest["fingerprint"]
     parents = {"gram": artifacts.read(grams, stage="gram", model=fingerprint, block=block)}
     if mask is not None:
-        parents["mask"] = artifacts.read(mask, stage="mask", model=fingerprint, block=block)
-        made_from = parents["mask"].provenance["inputs"]["gram"]
-        if made_from != parents["gram"].digest:
-            raise GrampruneError(
-                f"{mask} was made from a Gram matrix with digest {made_from}, but {grams} has "
-                f"{parents['gram'].digest}: delete the mask to have it made again."
-            )
+        parents["mask"] = masks_for(mask, parents["gram"])
     weights = Weights(manifest["folder"])
     linears = parents["gram"].provenance["linears"]
     shapes = {f"{name}.mask": artifacts.mask_shape(*linear["shape"]) for name, linear in linears.items()}
@@ -54,24 +49,23 @@ def update_block(
     written = artifacts.provenance("weights", settings, code, parents, **about)
     rows = []
     with artifacts.writing(output, shapes, written) as writer:
-        for name, linear, gram in each_linear(parents["gram"], device):
+        for name, weight, gram in each_linear(parents["gram"], weights, settings, device):
             began = time.monotonic()
-            stored = dense_linear(linear, weights)
-            dense = stored.to(device, gram.matrix.dtype)
             if mask is None:
                 pattern = Pattern.parse(settings["pattern"], settings["granularity"])
-                kept, new, stats = prune_weight(dense, gram, pattern, settings["method"], **settings["options"])
+                kept, new, stats = prune_weight(weight, gram, pattern, settings["method"], **settings["options"])
             else:
                 kept = read_mask(parents["mask"], name).to(device)
-                new, stats = update_weight(dense, gram, kept, settings["method"], **settings["options"])
-            new = new.to(stored.dtype)
+                new, stats = update_weight(weight, gram, kept, settings["method"], **settings["options"])
+            new = new.to(weights.dtype(linears[name]["key"]))
             if not finite(new):
-                raise GrampruneError(f"{gram.name}: the updated weights overflow in {stored.dtype}; raise the damping.")
+                raise GrampruneError(f"{gram.name}: the updated weights overflow in {new.dtype}; raise the damping.")
             writer.append(f"{name}.weight", new)
             writer.append(f"{name}.mask", artifacts.pack_mask(kept))
             if "damping" in stats:
                 written["damping"][name] = stats["damping"]
-            before = measures(dense, dense.where(kept, 0), gram)["error"]
-            after = measures(dense, new.to(dense.dtype), gram)
-            rows.append({"linear": name, **after, "error_before": before, **stats, "seconds": time.monotonic() - began})
+            before = layer_error(weight, weight.where(kept, 0), gram)
+            after = measures(weight, new.to(weight.dtype), gram)
+            row = {"linear": name, **after, "error_before": before, **plain(stats)}
+            rows.append({**row, "seconds": time.monotonic() - began})
     write_metrics(metrics, "update", labels, started, rows)
