@@ -61,9 +61,8 @@ def sweep(
         kept, errors = torch.empty_like(block, dtype=torch.bool), torch.empty_like(block)
         for j in range(len(block)):
             if j % step == 0:
-                some = slice(j, j + step)
-                chosen = choose(start + j, start + j + len(block[some]), block[some].T, diagonal[some])
-                kept[some] = chosen.T
+                some = slice(j, min(j + step, len(block)))
+                kept[some] = choose(start + some.start, start + some.stop, block[some].T, diagonal[some]).T
             torch.div(block[j], diagonal[j], out=errors[j]).masked_fill_(kept[j], 0)
             block[j + 1 :].addr_(own[j, j + 1 :], errors[j], alpha=-1)
         current[:, here], mask[:, here] = block.T, kept.T
