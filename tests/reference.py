@@ -3,6 +3,8 @@
 Nothing here is imported from the package. A pattern is `(value, granularity)` as in config.yaml.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -117,3 +119,114 @@ def least_squares(weight: Tensor, gram: Tensor, given: Tensor) -> Tensor:
         right = (G @ W[i])[kept]
         new[i, kept] = torch.cholesky_solve(right[:, None], torch.linalg.cholesky(G[kept][:, kept]))[:, 0]
     return new
+
+
+def inverse(matrix: Tensor) -> Tensor:
+    """Of a symmetric matrix, from its eigenvalues."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors / values @ vectors.T
+
+
+def damped(weight: Tensor, gram: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """W and H = G + damping·mean(diag G); dead inputs get the weight 0 and the diagonal 1, as in SparseGPT's code."""
+    W, H = weight.double().clone(), gram.double().clone()
+    dead = H.diagonal() == 0
+    H.diagonal().add_(damping * H.diagonal()[~dead].mean())
+    H[dead, dead] = 1
+    W[:, dead] = 0
+    return W, H
+
+
+def ria(weight: Tensor, gram: Tensor, power: float = 0.5) -> Tensor:
+    """Scores (|W_ij| / Σ_i |W_ij| + |W_ij| / Σ_j |W_ij|) · sqrt(G_jj)^a ("Plug-and-Play", ICLR 2024)."""
+    W, n = weight.double().abs(), gram.double().diagonal().sqrt()
+    scores = torch.zeros_like(W)
+    for i, row in enumerate(W):
+        for j, column in enumerate(W.T):
+            if W[i, j] > 0:
+                scores[i, j] = (W[i, j] / column.sum() + W[i, j] / row.sum()) * n[j] ** power
+    return scores
+
+
+def sparsegpt(
+    weight: Tensor,
+    gram: Tensor,
+    pattern: tuple | None,
+    given: Tensor | None = None,
+    damping: float = 0.01,
+    width: int = 128,
+) -> tuple[Tensor, Tensor]:
+    """Mask and weights of the OBS sweep (arXiv 2301.00774), without its Cholesky factor.
+
+    Column j knows the inverse of H over the columns from j on: C_jj² is its first entry and C_jj C_j,: its first row.
+    """
+    W, H = damped(weight, gram, damping)
+    (rows, columns), M = W.shape, torch.ones(W.shape, dtype=torch.bool)
+    dead = gram.diagonal() == 0
+    inverses = [inverse(H[j:, j:]) for j in range(columns)]
+    square = torch.stack([own[0, 0] for own in inverses])
+    step = width if given is not None or not isinstance(pattern[0], str) else int(pattern[0].split(":")[1])
+    for j in range(columns):
+        if j % step == 0:
+            here, stop = slice(j, j + step), min(j + step, columns)
+            if given is not None:
+                M[:, here] = given[:, here]
+            elif isinstance(pattern[0], str):
+                M[:, here] = mask(W[:, here] ** 2 / square[here], pattern)
+            else:
+                height = rows if pattern[1] == "matrix" else 1
+                count = round(pattern[0] * height * stop) - round(pattern[0] * height * j)
+                M[:, here] = mask(W[:, here] ** 2 / square[here], pattern, count / (height * (stop - j)))
+        for i in range(rows):
+            if not M[i, j]:
+                W[i, j:] -= W[i, j] / inverses[j][0, 0] * inverses[j][0]
+        W[:, dead] = 0  # but for the rounding of the inverses they would still be
+    W[:, dead] = weight.double()[:, dead]
+    return M, W * M
+
+
+def mrp_single(weight: Tensor, gram: Tensor, damping: float = 0.01) -> Tensor:
+    """Scores w_p² / [H⁻¹]_pp of solution S (arXiv 2410.15567)."""
+    W, H = damped(weight, gram, damping)
+    return W**2 / inverse(H).diagonal()
+
+
+def mrp_losses(weight: Tensor, gram: Tensor, value: str, damping: float = 0.01) -> dict:
+    """Solution M: ½ w_P ([H⁻¹]_PP)⁻¹ w_Pᵀ (arXiv 2410.15567, Eq. 12) as {(row, first column): {P: loss}}."""
+    W, H = damped(weight, gram, damping)
+    keep, group = map(int, value.split(":"))
+    losses: dict = {(i, g): {} for i in range(len(W)) for g in range(0, W.shape[1], group)}
+    H_inverse = inverse(H)
+    for g in range(0, W.shape[1], group):
+        for P in itertools.combinations(range(g, g + group), group - keep):
+            middle = inverse(H_inverse[list(P)][:, list(P)])
+            for i, row in enumerate(W):
+                losses[i, g][P] = float(row[list(P)] @ middle @ row[list(P)]) / 2
+    return losses
+
+
+def alps(
+    weight: Tensor, gram: Tensor, pattern: tuple, iterations: int = 300, damping: float = 0.01, rho: float = 0.1
+) -> tuple[Tensor, int, float]:
+    """Mask, iterations and last ρ (arXiv 2406.07831), by the eigenvalues of H in scaled coordinates."""
+    W, H = damped(weight, gram, damping)
+    n = gram.double().diagonal().sqrt()
+    dead = n == 0
+    n[dead] = 1
+    W, H = W * n, H / n[:, None] / n[None, :]
+    values, vectors = torch.linalg.eigh(H)
+    before = mask(W.abs(), pattern)
+    D, V = W * before, torch.zeros_like(W)
+    for step in range(1, iterations + 1):
+        B = (W @ H - V + rho * D) @ (vectors / (values + rho) @ vectors.T)
+        B[:, dead] = 0  # but for the rounding of the inverse it is
+        M = mask((B + V / rho).abs(), pattern)
+        D = (B + V / rho) * M
+        V = V + rho * (B - D)
+        if step % 3 == 0:
+            changes, kept = int((M ^ before).sum()), int(M.sum())
+            before = M
+            if changes == 0:
+                break
+            rho *= 1.3 if changes >= 0.1 * kept else 1.2 if changes >= 0.005 * kept else 1.1
+    return M, step, rho
