@@ -130,7 +130,7 @@ def texts(documents, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def config(tiny_model, texts) -> dict[str, Any]:
-    """Four recipes: a chain of pruned blocks and independent blocks, an update, none, and a joint method."""
+    """Chains of pruned blocks and independent blocks; an update, none, a joint method; a refinement; a target."""
     return {
         "model": str(tiny_model),
         "datasets": {name: {"path": str(path)} for name, path in texts.items()},
@@ -142,6 +142,15 @@ def config(tiny_model, texts) -> dict[str, Any]:
             {"name": "joint", "sparsity": "2:4", "mask": "admm", "update": "joint"},
             {"name": "plain", "sparsity": 0.5, "mask": "wanda", "propagation": "dense"},
             {"name": "apart", "sparsity": 0.5, "mask": "wanda", "update": "admm", "propagation": "dense"},
+            {"name": "refined", "sparsity": 0.5, "mask": "wanda", "refine": "sparseswaps"},
+            {
+                "name": "aimed",
+                "sparsity": 0.5,
+                "mask": "wanda",
+                "refine": "sparseswaps",
+                "update": "admm",
+                "target": "dense",
+            },
         ],
     }
 

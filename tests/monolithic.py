@@ -1,4 +1,4 @@
-"""The same pruning without stages: the whole model in memory, plain loops, one Gram matrix per linear."""
+"""The same pruning without stages: whole models in memory, plain loops, one Gram matrix per linear."""
 
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,25 @@ import gramprune as gp
 
 @torch.no_grad()
 def prune_in_memory(folder: Path, tokens: torch.Tensor, run: dict[str, Any], batch_size: int) -> torch.nn.Module:
-    """The pruned model. run: sparsity, granularity, mask, update ("none", "admm", "joint"), propagation."""
+    """The pruned model. run: as in config.yaml, every method by its name."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    untouched = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     pattern = gp.Pattern.parse(run["sparsity"], run.get("granularity", "row"))
     blocks = block_list(model)
     later = []
-    for block in blocks:
-        linears = {n: m for n, m in block.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
-        grams = observe(model, linears, tokens, batch_size)
+    for block, other in zip(blocks, block_list(untouched), strict=True):
+        linears, others = linears_of(block), linears_of(other)
+        grams, crosses = {}, {}
+        for batch in tokens.split(batch_size):
+            seen, dense_seen = observe(model, linears, batch), observe(untouched, others, batch)
+            for name, rows in seen.items():
+                add(grams, name, rows, rows)
+                add(crosses, name, rows, dense_seen[name])
         for name in grams:  # a linear that is never called as a module has none, and stays dense
             weight = linears[name].weight
             dense = (weight.T if isinstance(linears[name], Conv1D) else weight).float()
+            if run.get("target") == "dense":
+                dense = gp.retarget_weight(dense, grams[name], crosses[name])
             new = prune_one(dense, grams[name], pattern, run)
             later.append((weight, (new.T if isinstance(linears[name], Conv1D) else new).to(weight.dtype)))
         if run.get("propagation", "pruned") == "pruned":
@@ -35,27 +43,32 @@ def prune_one(dense: torch.Tensor, gram: torch.Tensor, pattern: gp.Pattern, run:
     if run.get("update") == "joint":
         return gp.prune_weight(dense, gram, pattern, method=run["mask"])[1]
     mask = gp.select_mask(dense, gram, pattern, method=run["mask"])
+    mask, _ = gp.refine_mask(dense, gram, mask, pattern, method=run.get("refine", "none"))
     return gp.update_weight(dense, gram, mask, method=run.get("update", "none"))[0]
 
 
-def observe(model, linears, tokens, batch_size) -> dict[str, torch.Tensor]:
-    """XᵀX of every linear's input, from forward passes of the whole model."""
-    grams = {}
+def observe(model, linears, batch) -> dict[str, torch.Tensor]:
+    """Every linear's input (tokens, in) in a forward pass of the whole model."""
+    seen = {}
 
     def hook(name):
-        def add(module, args):
-            rows = args[0].reshape(-1, args[0].shape[-1]).float()
-            start = grams.get(name, torch.zeros(rows.shape[1], rows.shape[1]))
-            grams[name] = torch.addmm(start, rows.T, rows)
-
-        return add
+        return lambda module, args: seen.update({name: args[0].reshape(-1, args[0].shape[-1]).float()})
 
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in linears.items()]
-    for batch in tokens.split(batch_size):
-        model(input_ids=batch, use_cache=False)
+    model(input_ids=batch, use_cache=False)
     for handle in handles:
         handle.remove()
-    return grams
+    return seen
+
+
+def add(matrices, name, left, right) -> None:
+    """`matrices[name] += leftᵀ right`."""
+    start = matrices.get(name, torch.zeros(left.shape[1], left.shape[1]))
+    matrices[name] = torch.addmm(start, left.T, right)
+
+
+def linears_of(block) -> dict[str, torch.nn.Module]:
+    return {name: m for name, m in block.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
 
 
 def block_list(model):

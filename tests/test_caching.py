@@ -48,6 +48,31 @@ def test_with_dense_propagation_it_reruns_no_gram_and_no_mask(clone, config):
     assert clone.planned(new) == Counter({("update", "apart"): 3}) + after("apart")
 
 
+def test_an_option_of_a_refinement_reruns_from_the_refinement_on(clone, config):
+    refine = {"method": "sparseswaps", "max_swaps": 2}
+    planned = clone.planned(changed(config, lambda c: run_of(c, "refined").update(refine=refine)))
+    chain = Counter({("refine", "refined"): 2, ("capture", "refined"): 2, ("mask", "refined"): 2})
+    assert planned == Counter({("refine", "dense"): 1}) + chain + after("refined")  # block 0 is on the dense trail
+
+    def apart(c):
+        c["runs"].append({"name": "new", "sparsity": 0.5, "mask": "wanda", "refine": refine, "propagation": "dense"})
+
+    assert clone.planned(changed(config, apart)) == Counter({("refine", "dense"): 3}) + after("new")
+
+
+def test_another_target_reruns_the_blocks_that_see_pruned_ones(clone, config):
+    behind = Counter({("mask", "aimed"): 2, ("refine", "aimed"): 2, ("update", "aimed"): 2}) + after("aimed")
+    pull = changed(config, lambda c: run_of(c, "aimed").update(target={"method": "dense", "pull": 1.0}))
+    assert clone.planned(pull) == behind + Counter({("capture", "aimed"): 1})  # what enters block 1 is the same
+    own = changed(config, lambda c: run_of(c, "aimed").update(target="own"))
+    assert clone.planned(own) == behind + Counter({("capture", "aimed"): 2})
+
+
+def test_another_precision_reruns_masks_and_what_follows(clone, config):
+    new = changed(config, lambda c: run_of(c, "apart").update(precision="float64"))
+    assert clone.planned(new) == Counter({("mask", "dense"): 3, ("update", "apart"): 3}) + after("apart")
+
+
 def test_another_seed_reruns_everything_but_fetching_and_the_dense_evaluation(clone, config):
     planned = clone.planned(changed(config, lambda c: c["calibration"].update(seed=1)))
     assert planned[("calibrate", None)] == 1
@@ -76,6 +101,20 @@ def test_a_new_run_only_adds_its_own_jobs(clone, config):
 
     # its masks are those of the run `plain`
     assert clone.planned(changed(config, share)) == after("new") - Counter({("layers", None): 1})
+
+    def aim(c):
+        c["runs"].append({"name": "new", "sparsity": 0.5, "mask": "wanda", "update": "admm", "target": "dense"})
+
+    own = Counter({("mask", "new"): 2, ("capture", "new"): 2, ("update", "new"): 3})
+    assert clone.planned(changed(config, aim)) == own + after("new")
+
+    def alone(c):
+        aim(c)
+        c.update(runs=c["runs"][-1:], results="alone")
+
+    # the dense model's hidden states are made for it, also in its last block
+    planned = clone.planned(changed(config, alone))
+    assert planned["capture", "dense"] == 3 and planned["capture", "new"] == 2 and planned["mask", "dense"] == 1
 
 
 def test_a_removed_run_reruns_only_the_tables(clone, config):

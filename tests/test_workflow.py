@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from gramprune import artifacts
 
-RUNS = ["chain", "joint", "plain", "apart"]
+RUNS = ["chain", "joint", "plain", "apart", "refined", "aimed"]
 MATRICES = 3 * 7
 
 
@@ -74,8 +74,10 @@ def test_the_checkpoint_loads_and_has_exactly_half_of_its_pruned_weights(clone, 
 def test_the_summary_has_the_dense_model_first_and_every_run(clone):
     rows = parquet.read_table(clone.folder / "results/summary.parquet").to_pylist()
     assert [row["run"] for row in rows] == ["dense", *RUNS]
-    assert [row["sparsity"] for row in rows] == [0, 0.5, 0.5, 0.5, 0.5]
-    assert [row["update"] for row in rows] == [None, "admm", "joint", "none", "admm"]
+    assert [row["sparsity"] for row in rows] == [0] + [0.5] * len(RUNS)
+    assert [row["update"] for row in rows] == [None, "admm", "joint", "none", "admm", "none", "admm"]
+    assert [row["refine"] for row in rows] == [None, "none", "none", "none", "none", "sparseswaps", "sparseswaps"]
+    assert [row["target"] for row in rows] == [None, "own", "own", "own", "own", "own", "dense"]
     assert all(row["perplexity_evaluation"] > 1 and row["window_evaluation"] == 64 for row in rows)
     header = (clone.folder / "results/summary.csv").read_text().splitlines()[0]
     for column in ("model", "run", "mask", "refine", "update", "pattern", "granularity", "propagation", "sparsity"):
@@ -102,11 +104,18 @@ def test_layers_hold_every_measure_of_every_linear_and_stage(clone):
     rows = parquet.read_table(clone.folder / "results/layers.parquet").to_pylist()
     captured = [row for row in rows if row["stage"] == "capture"]
     updated = [row for row in rows if row["stage"] == "update"]
-    assert {row["run"] for row in captured} == {"dense", "chain", "joint"}
-    assert {row["run"] for row in updated} == {"chain", "joint", "apart"}
-    assert len(updated) == 3 * MATRICES
+    refined = [row for row in rows if row["stage"] == "refine"]
+    assert {row["run"] for row in captured} == {"dense", "chain", "joint", "refined", "aimed"}
+    assert {row["run"] for row in updated} == {"chain", "joint", "apart", "aimed"}
+    assert {row["run"] for row in refined} == {"dense", "refined", "aimed"}
+    assert len(updated) == 4 * MATRICES
     assert all(row["tokens"] == 12 * 64 for row in captured)
-    assert all(row["error"] > 0 and row["sparsity"] == 0.5 and row["seconds"] > 0 for row in updated)
+    for row in updated + refined:
+        assert row["error"] > 0 and row["sparsity"] == 0.5 and row["seconds"] > 0
+    for row in refined:
+        assert row["mask"].startswith("wanda") and row["refine"] == "sparseswaps"
+        assert row["error"] < row["error_before"] and row["swaps"] >= row["swaps_max"] >= row["swaps_mean"] > 0
+        assert row["curve"] == sorted(row["curve"], reverse=True)
 
 
 def test_artifacts_say_what_they_were_made_from(clone, tiny_model):
@@ -120,7 +129,42 @@ def test_artifacts_say_what_they_were_made_from(clone, tiny_model):
     assert weights.provenance["settings"]["options"]["damping"] == 0.1
     assert gram.provenance["tokens"] == 12 * 64
     assert {a.provenance["model"] for a in (gram, inputs, weights)} == {fingerprint}
-    assert gram.names == ["mlp.down_proj", "mlp.gate_proj", "self_attn.o_proj", "self_attn.q_proj"]
+    distinct = ["mlp.down_proj", "mlp.gate_proj", "self_attn.o_proj", "self_attn.q_proj"]
+    assert gram.names == sorted(distinct + [f"{name}.sum" for name in distinct])
+    aimed = artifacts.read(folder / "aimed/block_001/gram.safetensors")
+    assert aimed.names == sorted(gram.names + [f"{name}.cross" for name in distinct])
+    dense = artifacts.read(folder / "dense/block_001/inputs.safetensors")
+    assert aimed.provenance["inputs"]["dense"] == dense.digest
+    mask = artifacts.read(folder / "aimed/block_001/masks/wanda_0.5_row_to-dense+sparseswaps.safetensors")
+    weights = artifacts.read(folder / "aimed/block_001/weights.safetensors")
+    assert weights.provenance["inputs"]["mask"] == mask.digest
+    assert weights.provenance["settings"]["target"] == {"method": "dense", "pull": 0.5}
+    first = artifacts.read(folder / "aimed/block_000/weights.safetensors")
+    assert first.provenance["settings"]["target"] == {"method": "own"}
+
+
+def test_stored_sums_and_cross_products_are_those_of_the_linears_inputs(clone, tiny_model):
+    from gramprune.blocks import inputs_of, linears, open_blocks
+
+    folder = clone.folder / "results/tiny"
+    tokens = artifacts.read(folder / "calibration.safetensors").read("tokens")
+    blocks, _ = open_blocks(tiny_model)
+    inputs = []
+    with blocks.loaded(1) as module:
+        for trail in ("aimed", "dense"):
+            hidden = artifacts.read(folder / trail / "block_001/inputs.safetensors").read("hidden")
+            with inputs_of(linears(module)) as seen:
+                blocks.forward(tokens, hidden)
+            inputs.append({name: x.flatten(0, -2).double() for name, x in seen.items()})
+    gram = artifacts.read(folder / "aimed/block_001/gram.safetensors")
+    for linear in gram.provenance["linears"].values():
+        name = linear["gram"]
+        pruned, dense = (x[name] for x in inputs)
+        near = {"rtol": 0, "atol": 1e-2 * float((pruned.T @ pruned).abs().max())}  # batches round bfloat16 differently
+        torch.testing.assert_close(gram.read(name).double(), pruned.T @ pruned, **near)
+        torch.testing.assert_close(gram.read(f"{name}.cross").double(), pruned.T @ dense, **near)
+        torch.testing.assert_close(gram.read(f"{name}.sum").double(), pruned.sum(dim=0), rtol=0, atol=1)
+        assert not torch.equal(gram.read(name), gram.read(f"{name}.cross"))
 
 
 def test_stages_that_need_no_transformers_do_not_import_it(clone):
