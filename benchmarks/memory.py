@@ -182,7 +182,8 @@ def stage(folder: Path, name: str) -> None:
     """One stage of the middle block, or of the one after it behind pruned weights, as workflow/scripts calls it."""
     block = json.loads((folder / "model" / "config.json").read_text())["num_hidden_layers"] // 2
     common = {"model": folder / "model.json", "labels": {}, "device": "cpu", "metrics": folder / "metrics"}
-    recipe = {"options": {}, "pattern": 0.5, "granularity": "row"}
+    problem = {"options": {}, "precision": "float32", "target": {"method": "own"}}
+    recipe = {"pattern": 0.5, "granularity": "row", **problem}
     if name.startswith("capture"):
         after = name != "capture"
         job(
@@ -191,6 +192,7 @@ def stage(folder: Path, name: str) -> None:
             tokens=folder / "tokens",
             before=folder / ("inputs" if after else "before"),
             weights=folder / "weights" if after else None,
+            dense=None,
             inputs=folder / ("inputs after" if after else "inputs"),
             grams=folder / ("gram after" if after else "gram"),
             block=block + after,
@@ -202,7 +204,7 @@ def stage(folder: Path, name: str) -> None:
         job("mask:mask_block", {"method": "wanda", **recipe}, block=block, **files, **common)
     elif name == "update":
         files = {"grams": folder / "gram", "mask": folder / "mask", "output": folder / "weights"}
-        job("update:update_block", {"method": "admm", "options": {}}, block=block, **files, **common)
+        job("update:update_block", {"method": "admm", **problem}, block=block, **files, **common)
     else:
         files = {"grams": folder / "gram", "mask": None, "output": folder / "joint"}
         job("update:update_block", {"method": "admm", **recipe}, block=block, **files, **common)

@@ -23,7 +23,7 @@ BEFORE_ANY_JOB = {
     "unknown key of a run": (lambda c: run(c).update(sparsty=0.5), "runs[0]: there is no setting 'sparsty'"),
     "unknown method": (
         lambda c: run(c).update(mask="lottery"),
-        "config: runs[0].mask: there is no method 'lottery'; Known: admm, magnitude, wanda.",
+        "config: runs[0].mask: there is no method 'lottery'; Known: admm, alps, magnitude, mrp, ria, sparsegpt, wanda.",
     ),
     "misspelt method": (lambda c: run(c).update(mask="wnda"), "did you mean 'wanda'?"),
     "option of another method": (
@@ -41,6 +41,10 @@ BEFORE_ANY_JOB = {
     "joint update of a mask that makes no weights": (
         lambda c: run(c).update(update="joint"),
         "mask 'wanda' makes none",
+    ),
+    "target that nothing moves towards": (
+        lambda c: run(c, 4).update(target="dense"),
+        "config: runs[4]: target 'dense' moves weights, but update 'none' keeps them",
     ),
     "missing model folder": (
         lambda c: c.update(model="./nowhere"),

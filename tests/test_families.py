@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from gramprune import artifacts, layout
 from gramprune.blocks import open_blocks
+from gramprune.settings import Run
 from gramprune.stages.assemble import assemble
 from gramprune.stages.capture import capture
 from gramprune.stages.fetch import fetch_model
@@ -86,10 +87,10 @@ def test_the_layout_from_config_alone_names_the_linears_that_are_pruned(model, t
 @pytest.mark.parametrize(
     "run",
     [
-        {"sparsity": 0.5, "mask": "wanda", "update": "admm", "propagation": "pruned"},
+        {"sparsity": 0.5, "mask": "wanda", "update": "admm", "propagation": "pruned", "target": "dense"},
         {"sparsity": "2:4", "mask": "admm", "update": "joint", "propagation": "dense"},
     ],
-    ids=["chain", "apart"],
+    ids=["aimed chain", "apart"],
 )
 def test_pruned_in_stages_reloaded_equals_pruned_in_memory(model, tokens, run, tmp_path):
     from transformers import AutoModelForCausalLM
@@ -111,16 +112,16 @@ def prune_in_stages(folder, tokens, run, work):
     fingerprint = json.loads(manifest.read_text())["fingerprint"]
     written = artifacts.provenance("calibrate", {}, "code", {}, model=fingerprint)
     artifacts.write(work / "tokens", {"tokens": tokens}, written)
-    methods = {"method": run["mask"], "options": {}, "pattern": run["sparsity"], "granularity": "row"}
+    recipe = Run.model_validate(run)
     common = {"model": manifest, "labels": {}, "code": "code", "device": "cpu", "metrics": work / "metrics.json"}
-    pruned = []
-    for block in range(3):
-        at = {name: work / f"{block}_{name}" for name in ("inputs", "gram", "mask", "weights")}
-        chained = run["propagation"] == "pruned" and block > 0
+
+    def captured(trail, block, before, weights, dense):
+        at = {name: work / f"{trail}_{block}_{name}" for name in ("inputs", "gram")}
         capture(
             tokens=work / "tokens",
-            before=work / f"{block - 1}_inputs" if block else None,
-            weights=pruned[-1] if chained else None,
+            before=before,
+            weights=weights,
+            dense=dense,
             inputs=at["inputs"],
             grams=at["gram"],
             block=block,
@@ -128,16 +129,24 @@ def prune_in_stages(folder, tokens, run, work):
             batch_size=2,
             **common,
         )
-        update = {"method": "admm", "options": {}}
-        if run["update"] == "joint":
-            update = methods
+        return at
+
+    pruned, at, dense = [], {"inputs": None}, {"inputs": None}
+    for block in range(3):
+        before, here = at["inputs"], recipe
+        at = dense = captured("dense", block, dense["inputs"], None, None)
+        if run["propagation"] == "pruned" and block > 0:
+            at = captured("run", block, before, pruned[-1], dense["inputs"])
         else:
-            mask_block(grams=at["gram"], output=at["mask"], block=block, settings=methods, **common)
-        mask = None if run["update"] == "joint" else at["mask"]
-        update_block(grams=at["gram"], mask=mask, output=at["weights"], block=block, settings=update, **common)
-        pruned.append(at["weights"])
-    recipe = {"sparsity": run["sparsity"], "granularity": "row"}
-    assemble(manifest, pruned, work / "checkpoint", recipe, "code")
+            here = recipe.at_dense_inputs
+        mask, weights = None, work / f"{block}_weights"
+        if not recipe.joint:
+            mask = work / f"{block}_mask"
+            mask_block(grams=at["gram"], output=mask, block=block, settings=here.mask_settings, **common)
+        made = {"mask": mask, "output": weights, "settings": here.update_settings}
+        update_block(grams=at["gram"], block=block, **made, **common)
+        pruned.append(weights)
+    assemble(manifest, pruned, work / "checkpoint", recipe.model_dump(), "code")
 
 
 def test_a_checkpoint_without_the_base_models_name_in_its_keys_is_read(tmp_path, tokens):

@@ -1,5 +1,6 @@
 """The settings are the single source: what is generated from them has not drifted, what we ship is valid."""
 
+import inspect
 import json
 import re
 import tomllib
@@ -8,8 +9,10 @@ import pytest
 import yaml
 from conftest import ROOT
 from jsonschema import Draft202012Validator
+from problems import assert_sentence
 
-from gramprune import reference, settings
+import gramprune as gp
+from gramprune import joint, masks, methods, options, reference, refine, settings, updates
 
 CONFIGS = [ROOT / "config.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
 
@@ -47,6 +50,96 @@ def test_runs_with_the_same_mask_settings_share_its_file():
     assert first.mask_slug == second.mask_slug == "wanda_0.5_row"
     assert re.fullmatch(r"admm_0\.5_row_[0-9a-f]{8}", other.mask_slug)
     assert first.name == "wanda-admm-0.5"
+
+
+def test_the_file_names_of_masks_tell_apart_what_differs():
+    usual = {"sparsity": "2:4", "mask": "wanda", "update": "admm"}
+    slugs = {
+        "wanda_2of4": {},
+        "wanda_2of4+sparseswaps": {"refine": "sparseswaps"},
+        "wanda_2of4+swaps-reoptimised": {"refine": {"method": "swaps-reoptimised", "damping": 0.01}},
+        "wanda_2of4_float64": {"precision": "float64"},
+        "wanda_2of4_float64_to-dense": {"precision": "float64", "target": "dense"},
+    }
+    for slug, changes in slugs.items():
+        assert settings.Run(**usual, **changes).final_mask == slug
+    pulled = settings.Run(**usual, target={"method": "dense", "pull": 1.0}, refine={"method": "dsnot", "cycles": 9})
+    assert re.fullmatch(r"wanda_2of4_to-dense_[0-9a-f]{8}\+dsnot_[0-9a-f]{8}", pulled.final_mask)
+    assert pulled.at_dense_inputs.mask_slug == "wanda_2of4"
+    assert pulled.name == "wanda-dsnot-admm-2of4"
+
+
+RUN = {"sparsity": 0.5, "mask": "wanda"}
+MISTAKES = {
+    "update 'joint' keeps weights that belong to the mask as it was selected, but refine 'sparseswaps' changes it": {
+        "mask": "admm",
+        "refine": "sparseswaps",
+        "update": "joint",
+    },
+    "update 'joint' keeps the weights of a mask method that makes weights, but mask 'ria' makes none": {
+        "mask": "ria",
+        "update": "joint",
+    },
+    "target 'dense' makes up for what the pruned blocks before have changed, but with propagation 'dense' every": {
+        "update": "admm",
+        "propagation": "dense",
+        "target": "dense",
+    },
+    "target 'dense' moves weights, but update 'none' keeps them as they were": {"target": "dense"},
+    "runs[0].target: there is no setting 'pul'; did you mean 'pull'?": {"target": {"method": "dense", "pul": 1}},
+    "runs[0].target.pull is 0; expected: greater than 0.": {"target": {"method": "dense", "pull": 0}},
+    "runs[0].target: there is no method 'densely'; did you mean 'dense'?": {"target": "densely"},
+    "runs[0].refine.max_swaps is 0; expected: greater than 0.": {"refine": {"method": "sparseswaps", "max_swaps": 0}},
+    "runs[0].refine.tolerance is inf; expected: a finite number.": {
+        "refine": {"method": "sparseswaps", "tolerance": float("inf")}
+    },
+    "runs[0].refine: there is no method 'swaps'; did you mean 'sparseswaps'?": {"refine": "swaps"},
+    "runs[0].update.damping is -1; expected: greater than or equal to 0.": {"update": {"method": "pcg", "damping": -1}},
+    "mrp's solution 'M' compares all patterns of a group, but sparsity 0.5 has no groups; use N:M, or solution 'S'": {
+        "mask": {"method": "mrp", "solution": "M"}
+    },
+    "runs[0].update.solution is 'auto'; Known: M, S.": {"update": {"method": "mrp", "solution": "auto"}},
+    "runs[0].precision is 'float16'; did you mean 'float64'?": {"precision": "float16"},
+}
+
+
+@pytest.mark.parametrize("sentence", MISTAKES)
+def test_a_run_that_cannot_be_is_refused_in_one_sentence(sentence):
+    config = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"runs": [RUN | MISTAKES[sentence]]}
+    with pytest.raises(gp.GrampruneError) as error:
+        settings.load(config)
+    assert_sentence(error, "config: runs[0]", sentence)
+
+
+def test_a_dataset_may_have_the_name_of_a_method():
+    config = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"datasets": {"dense": {"pth": "a.txt"}}}
+    with pytest.raises(gp.GrampruneError) as error:
+        settings.load(config)
+    assert_sentence(error, "config: datasets.dense: there is no setting 'pth'; did you mean 'path'?")
+
+
+FUNCTIONS = {"mask": (masks, "select"), "refine": (refine, "refine"), "update": (updates, "update")}
+OPTIONS = [(key, section) for key in FUNCTIONS for section in options.METHODS[key] if section is not options.Joint]
+OPTIONS += [("joint", section) for section in options.METHODS["mask"] if options.names_of(section)[0] in options.JOINT]
+
+
+@pytest.mark.parametrize("kind, section", OPTIONS, ids=lambda value: getattr(value, "__name__", value))
+def test_every_option_is_a_parameter_of_the_method_with_the_same_default(kind, section):
+    (name,) = options.names_of(section)
+    package, function = (joint, "prune") if kind == "joint" else FUNCTIONS[kind]
+    parameters = inspect.signature(methods.load(package, name, function)).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # handed on
+        parameters = inspect.signature(methods.load(joint, name, "prune")).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    assert section(method=name).model_dump(exclude={"method"}) == defaults
+
+
+def test_every_method_of_the_library_can_be_chosen():
+    for key, (package, _) in FUNCTIONS.items():
+        chosen = {name for section in options.METHODS[key] for name in options.names_of(section)}
+        assert chosen - {"joint"} == set(methods.names(package))
+    assert set(methods.names(joint)) == options.JOINT
+    assert inspect.signature(gp.retarget_weight).parameters["pull"].default == options.DenseTarget(method="dense").pull
 
 
 def test_a_models_name_is_the_last_part_of_its_source():

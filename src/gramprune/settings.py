@@ -181,7 +181,7 @@ class Run(Section):
         if self.joint and self.refined:
             raise ValueError(
                 f"update 'joint' keeps weights that belong to the mask as it was selected, but refine "
-                f"{self.refine.method!r} changes the mask; use another update, or refine 'none'"
+                f"{self.refine.method!r} changes it; use another update, or refine 'none'"
             )
         if self.retargeted and self.propagation == "dense":
             raise ValueError(
