@@ -167,11 +167,41 @@ def test_stored_sums_and_cross_products_are_those_of_the_linears_inputs(clone, t
         assert not torch.equal(gram.read(name), gram.read(f"{name}.cross"))
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_the_stages_see_every_linear_in_the_precision_and_with_the_target_of_the_run(clone, tiny_model, precision):
+    import gramprune as gp
+    from gramprune.checkpoint import Weights
+    from gramprune.pruned import dense_linear, each_linear
+
+    weights, dtype = Weights(tiny_model), getattr(torch, precision)
+    grams = artifacts.read(clone.folder / "results/tiny/aimed/block_001/gram.safetensors")
+    linears = grams.provenance["linears"]
+    for target in ({"method": "own"}, {"method": "dense", "pull": 0.3}):
+        seen = []
+        for name, weight, gram in each_linear(grams, weights, {"precision": precision, "target": target}, "cpu"):
+            first = linears[name]["gram"]
+            expected = dense_linear(linears[name], weights).to(dtype)
+            if target["method"] == "dense":
+                cross = grams.read(f"{first}.cross").to(dtype)
+                expected = gp.retarget_weight(expected, gram.matrix, cross, 0.3)
+                assert not torch.equal(weight, dense_linear(linears[name], weights).to(dtype))
+            assert weight.dtype == gram.matrix.dtype == gram.sums.dtype == dtype
+            assert torch.equal(weight, expected) and torch.equal(gram.matrix, grams.read(first).to(dtype))
+            assert torch.equal(gram.sums, grams.read(f"{first}.sum").to(dtype)) and gram.tokens == 12 * 64
+            seen.append(name)
+        assert sorted(seen) == sorted(linears)
+    plain = artifacts.read(clone.folder / "results/tiny/chain/block_001/gram.safetensors")
+    with pytest.raises(gp.GrampruneError, match=r"holds no 'mlp.down_proj.cross' but"):
+        next(each_linear(plain, weights, {"precision": precision, "target": target}, "cpu"))
+
+
 def test_stages_that_need_no_transformers_do_not_import_it(clone):
     import subprocess
     import sys
 
-    stages = ["gramprune.stages.mask", "gramprune.stages.update", "gramprune.stages.assemble", "gramprune.masks.admm"]
+    stages = [f"gramprune.stages.{name}" for name in ("mask", "refine", "update", "assemble")] + [
+        "gramprune.masks.admm"
+    ]
     code = (
         "import sys, importlib; list(map(importlib.import_module, sys.argv[1:])); print('transformers' in sys.modules)"
     )

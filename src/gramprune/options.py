@@ -88,6 +88,7 @@ class Alps(Section):
     iterations: Positive = Field(300, description="At most; it stops when the mask no longer changes.")
     damping: NotNegative = Field(0.01, description=DAMPING)
     rho: AboveZero = Field(0.1, description="Penalty ρ at the start.")
+    pcg: Positive = Field(10, description="Iterations of the final conjugate gradients, at most.")
 
 
 class NoRefinement(Section):
