@@ -158,8 +158,10 @@ def _observe(
     kept: dict[str, Tensor] = {}
     shares: dict[str, str] = {}
     tokens, dtype = parents["tokens"], getattr(torch, settings["accumulate"])
-    own = _passes(blocks, tokens, parents["inputs"], batch_size, f"Gram matrices of block {block}")
-    dense = "dense" in parents and _passes(blocks, tokens, parents["dense"], batch_size, f"block {block}, dense")
+    own, dense = (
+        _passes(blocks, tokens, parents[name], batch_size, f"{what} of block {block}") if name in parents else None
+        for name, what in (("inputs", "Gram matrices"), ("dense", "the dense model's inputs"))
+    )
     with inputs_of(watched) as seen:
         for _ in own:
             shares = shares or shared_inputs(seen)
