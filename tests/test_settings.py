@@ -13,6 +13,7 @@ from problems import assert_sentence
 
 import gramprune as gp
 from gramprune import joint, masks, methods, options, reference, refine, settings, updates
+from gramprune.masks import mrp
 
 CONFIGS = [ROOT / "config.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
 
@@ -98,6 +99,10 @@ MISTAKES = {
     "mrp's solution 'M' compares all patterns of a group, but sparsity 0.5 has no groups; use N:M, or solution 'S'": {
         "mask": {"method": "mrp", "solution": "M"}
     },
+    "mrp's solution 'M' compares 256 patterns of a group at most, but 8:16 has 12,870; use a smaller group, or": {
+        "sparsity": "8:16",
+        "mask": "mrp",
+    },
     "runs[0].update.solution is 'auto'; Known: M, S.": {"update": {"method": "mrp", "solution": "auto"}},
     "runs[0].precision is 'float16'; did you mean 'float64'?": {"precision": "float16"},
 }
@@ -139,6 +144,7 @@ def test_every_method_of_the_library_can_be_chosen():
         chosen = {name for section in options.METHODS[key] for name in options.names_of(section)}
         assert chosen - {"joint"} == set(methods.names(package))
     assert set(methods.names(joint)) == options.JOINT
+    assert mrp.LIMIT == options.MRP_PATTERNS
     assert inspect.signature(gp.retarget_weight).parameters["pull"].default == options.DenseTarget(method="dense").pull
 
 

@@ -5,9 +5,12 @@ Every option has the name and the default of a parameter of the method's functio
 
 from __future__ import annotations
 
+from math import comb
 from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from gramprune.sparsity import Pattern
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -21,6 +24,7 @@ class Section(BaseModel):
 
 
 DAMPING = "Added to the Gram matrix's diagonal, in units of its mean."
+MRP_PATTERNS = 256
 SCALED_DAMPING = "Added to the unit diagonal: pulls towards the dense weights."
 
 
@@ -57,6 +61,20 @@ class MrpMask(Section):
     method: Literal["mrp"]
     solution: Literal["auto", "S", "M"] = Field("auto", description="M needs N:M; auto is M there, else S.")
     damping: NotNegative = Field(0.01, description=DAMPING)
+
+    def check(self, pattern: Pattern) -> None:
+        """Raises ValueError for a pattern whose groups the solution cannot go through."""
+        if self.solution == "M" and not pattern.group:
+            raise ValueError(
+                f"mrp's solution 'M' compares all patterns of a group, but sparsity {pattern} has no groups; use N:M, "
+                "or solution 'S'"
+            )
+        count = comb(pattern.group, pattern.keep)
+        if self.solution != "S" and count > MRP_PATTERNS:
+            raise ValueError(
+                f"mrp's solution 'M' compares {MRP_PATTERNS} patterns of a group at most, but {pattern} has {count:,}; "
+                "use a smaller group, or solution 'S'"
+            )
 
 
 class Admm(Section):

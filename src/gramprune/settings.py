@@ -18,6 +18,7 @@ from gramprune.options import (
     JOINT,
     METHODS,
     MaskMethod,
+    MrpMask,
     NoRefinement,
     NoUpdate,
     OwnTarget,
@@ -190,11 +191,8 @@ class Run(Section):
             )
         if self.retargeted and not self.updated:
             raise ValueError("target 'dense' moves weights, but update 'none' keeps them as they were; use an update")
-        if self.mask.method == "mrp" and self.mask.solution == "M" and not self.pattern.group:
-            raise ValueError(
-                f"mrp's solution 'M' compares all patterns of a group, but sparsity {self.sparsity!r} has no groups; "
-                "use N:M, or solution 'S'"
-            )
+        if isinstance(self.mask, MrpMask):
+            self.mask.check(self.pattern)
         return self
 
     @property
