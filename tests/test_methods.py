@@ -82,14 +82,19 @@ def test_gradual_admm_is_the_reference(method, pattern, structure, dtype, schedu
     assert abs(found - wanted) <= (0.05 if structure == "ties" else tolerance(dtype)) * output
 
 
+JOINT_OPTIONS = {
+    "admm": {"iterations": 9, "ramp": 4, "schedule": "jump"},
+    "alps": {"iterations": 5, "rho": 0.4},
+    "sparsegpt": {"damping": 0.1, "width": 5},
+}
+
+
+@pytest.mark.parametrize("method", methods.names(joint))
 @pytest.mark.parametrize("pattern", PATTERNS, **SLUG)
-def test_the_admm_mask_is_that_of_the_joint_method(pattern):
-    p, pattern = problem("well_conditioned"), Pattern.parse(*pattern)
-    options = {"iterations": 9, "ramp": 4, "schedule": "jump"}
-    assert torch.equal(
-        select_mask(p.weight, p.gram, pattern, "admm", **options),
-        prune_weight(p.weight, p.gram, pattern, "admm", **options)[0],
-    )
+def test_the_mask_of_a_joint_method_is_also_a_mask_method(pattern, method):
+    p, pattern, options = problem("well_conditioned"), Pattern.parse(*pattern), JOINT_OPTIONS[method]
+    mask, _, _ = prune_weight(p.weight, p.gram, pattern, method, **options)
+    assert torch.equal(select_mask(p.weight, p.gram, pattern, method, **options), mask)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, **SLUG)
@@ -128,10 +133,10 @@ def test_the_gradual_ramp_ends_in_an_exact_group_mask(value, iterations, ramp):
         assert (nonzero.reshape(-1, group).sum(dim=1) == keep).all()
 
 
-@pytest.mark.parametrize("method", ["wanda", "admm"])
+@pytest.mark.parametrize("method", sorted({*methods.names(masks)} - {"magnitude"}))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dead_inputs_are_pruned_first(method, dtype):
-    """Wanda, arXiv 2306.11695, and gradual ADMM, arXiv 2401.02938: their score is zero."""
+    """By all that look at the inputs, as Wanda, arXiv 2306.11695: their score is zero."""
     p = problem("dead_inputs", dtype)
     for pattern in PATTERNS:
         mask = select_mask(p.weight, p.gram, Pattern.parse(*pattern), method)
@@ -145,7 +150,7 @@ def test_dead_inputs_are_pruned_first(method, dtype):
             assert not mask[:, list(DEAD)].any()
 
 
-@pytest.mark.parametrize("method", ["none", "admm"])
+@pytest.mark.parametrize("method", methods.names(updates))
 @pytest.mark.parametrize("dead", [DEAD, range(16)], ids=["some", "all"])
 def test_a_kept_dead_input_leaves_its_dense_weight(method, dead):
     p = problem("dead_inputs")
@@ -162,7 +167,7 @@ def test_a_kept_dead_input_leaves_its_dense_weight(method, dead):
 
 @pytest.mark.parametrize("pattern", PATTERNS, **SLUG)
 def test_permuting_the_inputs_permutes_the_result(pattern):
-    """Of N:M, whole groups and the inputs within each."""
+    """Of N:M, whole groups and the inputs within each. Not of SparseGPT, which settles one column after the other."""
     p, parsed = problem("well_conditioned"), Pattern.parse(*pattern)
     generator = torch.Generator().manual_seed(1)
     size = parsed.group or 1
@@ -171,10 +176,10 @@ def test_permuting_the_inputs_permutes_the_result(pattern):
     ]
     order = torch.cat(groups)
     weight, gram = p.weight[:, order], p.gram[order][:, order]
-    for method in methods.names(masks):
+    for method in {*methods.names(masks)} - {"sparsegpt"}:
         expected = select_mask(p.weight, p.gram, parsed, method)
         assert torch.equal(select_mask(weight, gram, parsed, method), expected[:, order])
-    for method in methods.names(updates):
+    for method in {*methods.names(updates)} - {"sparsegpt"}:
         expected, _ = update_weight(p.weight, p.gram, wanda_mask(p, pattern), method)
         new, _ = update_weight(weight, gram, wanda_mask(p, pattern)[:, order], method)
         assert_near(new, expected[:, order])
