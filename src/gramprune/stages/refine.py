@@ -49,6 +49,6 @@ def refine_block(
             writer.append(f"{name}.mask", artifacts.pack_mask(refined))
             before = layer_error(weight, weight.where(selected, 0), gram)
             after = measures(weight, weight.where(refined, 0), gram)
-            row = {"linear": name, **after, "error_before": before, **plain(stats)}
+            row = {"linear": name, **plain(stats), **after, "error_before": before}  # the same measure for all methods
             rows.append({**row, "seconds": time.monotonic() - began})
     write_metrics(metrics, "refine", labels, started, rows)
