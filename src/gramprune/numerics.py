@@ -1,9 +1,12 @@
 """Small numerical helpers that do not copy what they look at: a job's memory is counted in its largest tensors."""
 
+import torch
 from torch import Tensor
 
 PIECE = 2**18
 """Elements that are worked on at a time where rows are independent."""
+BATCH = 2**21
+"""Elements of all of a batch's tensors together, on a CPU: its caches are worth more than longer batches."""
 
 
 def finite(values: Tensor) -> bool:
@@ -17,3 +20,15 @@ def finite(values: Tensor) -> bool:
 def rows_per_piece(matrix: Tensor) -> int:
     """How many rows of a matrix (rows, n) make a piece; one at least."""
     return max(1, PIECE // max(1, matrix.shape[1]))
+
+
+def rows_per_batch(width: int, like: Tensor) -> int:
+    """How many rows make a batch, if each takes `width` elements of `like`'s dtype on its device; one at least.
+
+    On a GPU half of the memory that is free, which is where long batches pay.
+    """
+    elements = BATCH
+    if like.is_cuda:
+        reserved = torch.cuda.memory_reserved(like.device) - torch.cuda.memory_allocated(like.device)
+        elements = (torch.cuda.mem_get_info(like.device)[0] + reserved) // (2 * like.element_size())
+    return max(1, elements // max(1, width))
