@@ -1,5 +1,7 @@
 """Small numerical helpers that do not copy what they look at: a job's memory is counted in its largest tensors."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -32,3 +34,25 @@ def rows_per_batch(width: int, like: Tensor) -> int:
         reserved = torch.cuda.memory_reserved(like.device) - torch.cuda.memory_allocated(like.device)
         elements = (torch.cuda.mem_get_info(like.device)[0] + reserved) // (2 * like.element_size())
     return max(1, elements // max(1, width))
+
+
+def equal_rows(
+    mask: Tensor,  # (rows, n) bool
+    width: Callable[[int], int],  # elements that a row with so many True takes
+    like: Tensor,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of rows with equally many True: row numbers (b,), columns of True (b, k) and of False (b, n − k).
+
+    So systems of a batch have one size, without padding, whatever the pattern.
+    """
+    counts = mask.sum(dim=1)
+    for count in counts.unique().tolist():
+        for rows in (counts == count).nonzero()[:, 0].split(rows_per_batch(width(count), like)):
+            chosen = mask[rows]
+            yield rows, *(which.nonzero()[:, 1].view(len(rows), -1) for which in (chosen, ~chosen))
+
+
+def parts(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(b, i, j): `matrix[rows[b], columns[b]]` for every b; rows (b, i), columns (b, j). Fast: one flat selection."""
+    flat = rows[:, :, None] * matrix.shape[1] + columns[:, None, :]
+    return matrix.reshape(-1).index_select(0, flat.flatten()).view(flat.shape)

@@ -31,11 +31,12 @@ from torch import Tensor
 
 from gramprune.errors import GrampruneError
 from gramprune.gram import Gram
+from gramprune.numerics import parts
 from gramprune.sparsity import Pattern
 
 SHORTLIST = 64  # weights of each kind
-LAMBDAS = (0.8, 1.5)
-BATCH = 2**18  # elements of a batch of rows: what fits a CPU's cache
+LAMBDAS = (0.6, 1.0, 1.7)
+BATCH = 2**16  # elements of a batch of rows: what fits a CPU's cache
 MISSING = 16
 PAIRS = 2**17  # that are scored at a time
 CONFIRMATIONS = 4  # how often rows go on after their c was computed afresh
@@ -87,12 +88,12 @@ def refine(
             f"{tolerance}."
         )
     scaled, dense = gram.scaled(), weight * gram.norms
-    find = within_groups(scaled, pattern.group) if pattern.group else anywhere(scaled)
+    find, shortlist = (within_groups(scaled, pattern.group), 0) if pattern.group else (anywhere(scaled), SHORTLIST)
     # Rounding could make exchanges undo each other for ever; this is far more than a row needs.
     limit = max_swaps or 4 * weight.shape[1]
     size = max(8, BATCH // weight.shape[1])
     batches = [
-        search(rows, kept, scaled, find, limit, tolerance)
+        search(rows, kept, scaled, find, shortlist, limit, tolerance)
         for rows, kept in zip(dense.split(size), mask.split(size), strict=True)
     ]
     refined, swaps, certified, errors, changes = map(list, zip(*batches, strict=True))
@@ -115,6 +116,7 @@ def search(
     mask: Tensor,  # (rows, in) bool
     scaled: Tensor,  # (in, in) Ĝ
     find: Find,
+    shortlist: int,
     limit: int,  # swaps per row
     tolerance: float,
 ) -> tuple[Tensor, Tensor, Tensor, float, Tensor]:
@@ -122,7 +124,7 @@ def search(
     mask, numbers, changes = mask.clone(), [], []
     swaps = torch.zeros(len(mask), dtype=torch.int64, device=mask.device)
     certified = torch.zeros_like(swaps, dtype=torch.bool)
-    rows = start(weights, mask, scaled, swaps, torch.arange(len(mask), device=mask.device))
+    rows = start(weights, mask, scaled, swaps, torch.arange(len(mask), device=mask.device), shortlist)
     before = float(rows.error.sum(dtype=torch.float64))
     for _ in range(CONFIRMATIONS):
         fresh, moved = True, rows.index
@@ -144,7 +146,7 @@ def search(
             swaps[rows.index] = rows.swaps
         if not len(moved):
             break
-        rows = start(weights[moved], mask[moved], scaled, swaps[moved], moved)
+        rows = start(weights[moved], mask[moved], scaled, swaps[moved], moved, shortlist)
     numbers, changes = torch.cat(numbers).cpu(), torch.cat(changes).double().cpu()
     return mask, swaps, certified, before, torch.bincount(numbers, weights=changes)
 
@@ -155,11 +157,12 @@ def start(
     scaled: Tensor,  # (in, in)
     swaps: Tensor,  # (rows,)
     index: Tensor,  # (rows,)
+    shortlist: int,
 ) -> Rows:
-    """The state for these masks, with c computed afresh; shortlists of the first weights, which prove nothing."""
+    """The state for these masks, with c computed afresh; at first the shortlists hold the first weights."""
     removed = weights.masked_fill(mask, 0)
     c, own = removed @ scaled, weights.square()
-    short = torch.arange(min(SHORTLIST, weights.shape[1]), device=mask.device).expand(len(mask), -1)
+    short = torch.arange(min(shortlist, weights.shape[1]), device=mask.device).repeat(len(mask), 1)
     return Rows(
         weights=weights,
         slopes=torch.where(mask, 2 * weights, -2 * weights),
@@ -169,9 +172,9 @@ def start(
         error=(removed * c).sum(dim=1),
         swaps=swaps.clone(),
         index=index,
-        short_u=short.clone(),
+        short_u=short,
         short_p=short.clone(),
-        x=weights.new_full((len(mask), short.shape[1], short.shape[1]), -INFINITY),
+        x=cross(scaled, weights, short, short),
     )
 
 
@@ -189,13 +192,8 @@ def exchange(rows: Rows, change: Tensor, u: Tensor, p: Tensor, scaled: Tensor) -
 
 def anywhere(scaled: Tensor) -> Find:
     """The search for pairs anywhere in a row, by shortlists, bounds and proof."""
-    columns, flat = len(scaled), scaled.reshape(-1)
-    room = max(1, PAIRS // columns)
+    room = max(1, PAIRS // len(scaled))
     coupling = scaled.abs().fill_diagonal_(0).amax(dim=0)
-
-    def cross(w: Tensor, u: Tensor, p: Tensor) -> Tensor:
-        x = flat.index_select(0, (u[:, :, None] * columns + p[:, None, :]).flatten()).view(*u.shape, -1)
-        return x.mul_(2 * w.gather(1, u)[:, :, None]).mul_(w.gather(1, p)[:, None, :])
 
     def find(rows: Rows, enough: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, b = (torch.addcmul(base, rows.slopes, rows.c) for base in (rows.kept, rows.pruned))
@@ -207,7 +205,7 @@ def anywhere(scaled: Tensor) -> Find:
             rows.short_u[stale], rows.short_p[stale] = (
                 low[stale].topk(rows.x.shape[1], dim=1, largest=False, sorted=False).indices for low in lows
             )
-            rows.x[stale] = cross(rows.weights[stale], rows.short_u[stale], rows.short_p[stale])
+            rows.x[stale] = cross(scaled, rows.weights[stale], rows.short_u[stale], rows.short_p[stale])
             best[stale], u[stale], p[stale] = best_pair(
                 a[stale], b[stale], rows.short_u[stale], rows.short_p[stale], rows.x[stale]
             )
@@ -228,6 +226,11 @@ def anywhere(scaled: Tensor) -> Find:
 def not_listed(lows: tuple[Tensor, Tensor], short: tuple[Tensor, Tensor], limit: Tensor) -> list[Tensor]:
     """Kept and pruned weights (rows, in) bool that may be in a pair below the limit, but are not in the shortlist."""
     return [(low < limit).scatter_(1, listed, False) for low, listed in zip(lows, short, strict=True)]
+
+
+def cross(scaled: Tensor, w: Tensor, u: Tensor, p: Tensor) -> Tensor:
+    """x (rows, k, l) of the pairs of u (rows, k) and p (rows, l)."""
+    return parts(scaled, u, p).mul_(2 * w.gather(1, u)[:, :, None]).mul_(w.gather(1, p)[:, None, :])
 
 
 def best_pair(a: Tensor, b: Tensor, u: Tensor, p: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gramprune.errors import GrampruneError
 from gramprune.gram import ESCALATIONS, Gram, log
-from gramprune.numerics import rows_per_batch
+from gramprune.numerics import equal_rows, parts
 
 DAMPING = 0.01
 
@@ -42,28 +42,11 @@ def solve(
     """The optimal weights and the damping used: ten times more whenever a row's system is not positive definite."""
     dense = weight * gram.norms
     for _ in range(ESCALATIONS + 1):
-        system, damping = gram.damped(damping, even)
-        new = torch.empty_like(dense)
-        order = mask.sum(dim=1).argsort(stable=True)  # rows with equally many weights together: no system is padded
-        done = 0
-        while done < len(order):
-            row = mask[order[done]]
-            by_pruned = always_pruned or 2 * int(row.sum()) > len(row)
-            size = min(int(row.sum()), int((~row).sum())) + 1
-            rows = order[done : done + rows_per_batch(3 * size**2, weight)]
-            if by_pruned:
-                inverse, damping = gram.inverse(damping, even=even)
-                solved = _by_pruned(dense[rows], inverse, mask[rows])
-            else:
-                solved = _by_kept(dense[rows], system, mask[rows])
-            if solved is None:
-                break
-            new[rows] = solved
-            done += len(rows)
-        else:
+        damping = gram.damped(damping, even)[1]
+        new = _rows(dense, mask, gram, damping, even, always_pruned)
+        if new is not None:
             # A dead input changes nothing: where a mask keeps it, its weights stay the dense ones.
-            new = new.div_(gram.scale).where(~gram.dead, weight).where(mask, 0)
-            return new, {"damping": damping}
+            return new.div_(gram.scale).where(~gram.dead, weight).where(mask, 0), {"damping": damping}
         log.warning("%s: a row's system is not positive definite with damping %g.", gram.name, damping)
         damping = max(10 * damping, 1e-6)
     raise GrampruneError(
@@ -72,39 +55,30 @@ def solve(
     )
 
 
-def _by_kept(dense: Tensor, system: Tensor, mask: Tensor) -> Tensor | None:
-    places, valid = _places(mask)
-    right = (dense @ system).gather(1, places)
-    kept = _solve(system, places, valid, right)
-    return None if kept is None else torch.zeros_like(dense).scatter_add_(1, places, kept)
+def _rows(dense: Tensor, mask: Tensor, gram: Gram, damping: float, even: bool, always_pruned: bool) -> Tensor | None:
+    """The optimum in scaled coordinates, or None if a row's system is not positive definite."""
+    columns, new = mask.shape[1], torch.empty_like(dense)
+    system = gram.damped(damping, even)[0]
+    for rows, kept, pruned in equal_rows(mask, lambda count: 3 * min(count, columns - count) ** 2 + 1, dense):
+        if always_pruned or kept.shape[1] > pruned.shape[1]:
+            inverse = gram.inverse(damping, even=even)[0]
+            multipliers = _solve(parts(inverse, pruned, pruned), dense[rows].gather(1, pruned))
+            if multipliers is None:
+                return None
+            spread = torch.zeros_like(dense[rows]).scatter_(1, pruned, multipliers)
+            new[rows] = dense[rows].addmm_(spread, inverse, alpha=-1)
+        else:
+            solution = _solve(parts(system, kept, kept), (dense[rows] @ system).gather(1, kept))
+            if solution is None:
+                return None
+            new[rows] = torch.zeros_like(dense[rows]).scatter_(1, kept, solution)
+    return new
 
 
-def _by_pruned(dense: Tensor, inverse: Tensor, mask: Tensor) -> Tensor | None:
-    places, valid = _places(~mask)
-    multipliers = _solve(inverse, places, valid, dense.gather(1, places))
-    if multipliers is None:
+def _solve(systems: Tensor, right: Tensor) -> Tensor | None:
+    """Solutions (b, k) of b systems (b, k, k), or None if one is not positive definite."""
+    factor, info = torch.linalg.cholesky_ex(systems)
+    if info.any():
         return None
-    return dense - torch.zeros_like(dense).scatter_add_(1, places, multipliers) @ inverse
-
-
-def _places(chosen: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Columns (rows, k) of what is chosen in each row, and which of them are real where rows have unequal numbers."""
-    counts = chosen.sum(dim=1)
-    most = int(counts.max())
-    if bool((counts == most).all()):
-        return chosen.nonzero()[:, 1].view(len(chosen), most), None
-    places = chosen.sort(dim=1, descending=True, stable=True).indices[:, :most]
-    return places, torch.arange(most, device=chosen.device) < counts[:, None]
-
-
-def _solve(matrix: Tensor, places: Tensor, valid: Tensor | None, right: Tensor) -> Tensor | None:
-    """Solutions (rows, k), zero where not valid, of every row's part of the matrix; None if one is not definite."""
-    rows, k = places.shape
-    flat = (places[:, :, None] * len(matrix) + places[:, None, :]).flatten()
-    parts = matrix.reshape(-1).index_select(0, flat).view(rows, k, k)  # three times as fast as matrix[i, j]
-    if valid is not None:
-        parts.mul_(valid[:, :, None]).mul_(valid[:, None, :])
-        parts.diagonal(dim1=1, dim2=2).add_(~valid)
-        right = right * valid
-    factor, info = torch.linalg.cholesky_ex(parts, out=(parts, torch.empty(0, dtype=torch.int32, device=right.device)))
-    return None if info.any() else torch.cholesky_solve(right[:, :, None], factor)[:, :, 0]
+    half = torch.linalg.solve_triangular(factor, right[:, :, None], upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)[:, :, 0]

@@ -22,6 +22,7 @@ def update(
     iterations: int = ITERATIONS,
     damping: float = DAMPING,
     tolerance: float = TOLERANCE,
+    even: bool = False,  # how it damps, see Gram
 ) -> tuple[Tensor, dict]:
     """The weights after at most `iterations` steps, zero outside the mask."""
     if iterations < 1 or tolerance < 0:
@@ -29,7 +30,7 @@ def update(
             f"{gram.name}: pcg needs iterations of 1 or more and tolerance of 0 or more; found {iterations} and "
             f"{tolerance}."
         )
-    system, damping = gram.damped(damping)
+    system, damping = gram.damped(damping, even)
     dense = weight * gram.norms
     new, steps = conjugate_gradients(dense, system, mask, dense * mask, iterations, tolerance)
     # A dead input changes nothing: where a mask keeps it, its weights stay the dense ones.
