@@ -94,6 +94,13 @@ class Gram:
         """(in, in), new: `Ĝ = G / (n nᵀ)`, unit diagonal, zero rows and columns at dead inputs."""
         return (self.matrix / self.scale[:, None]).div_(self.scale[None, :])
 
+    def unscaled(self, new: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
+        """Updated weights `new` (out, in), used up, back from scaled coordinates, and zero outside the mask.
+
+        A dead input changes nothing: where the mask keeps it, its weights stay those of `weight`.
+        """
+        return new.div_(self.scale).where(~self.dead, weight).where(mask, 0)
+
     def damped(self, damping: float, even: bool = False) -> tuple[Tensor, float]:
         """`Ĥ` (in, in), positive definite, and the damping that was needed."""
 

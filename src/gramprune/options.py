@@ -135,7 +135,7 @@ class ReoptimisedSwaps(Section):
     """Exchange pairs by their errors after the kept weights have made up for the exchange."""
 
     method: Literal["swaps-reoptimised"]
-    damping: NotNegative = Field(0.01, description=DAMPING)
+    damping: NotNegative = Field(0.01, description=SCALED_DAMPING)
     max_swaps: Positive | None = Field(None, description="Per row; by default until no swap helps.")
     exact_inputs: Positive = Field(
         1024,
@@ -162,7 +162,7 @@ class Pcg(Section):
 
     method: Literal["pcg"]
     iterations: Positive = Field(50, description="At most.")
-    damping: NotNegative = Field(0.01, description=DAMPING)
+    damping: NotNegative = Field(0.01, description=SCALED_DAMPING)
     tolerance: NotNegative = Field(1e-4, description="Stops when all residuals are smaller, relative to the first.")
 
 
@@ -170,7 +170,7 @@ class Exact(Section):
     """Masked least squares, row by row: the best weights that a mask can have."""
 
     method: Literal["exact"]
-    damping: NotNegative = Field(0.01, description=DAMPING)
+    damping: NotNegative = Field(0.01, description=SCALED_DAMPING)
 
 
 class Joint(Section):

@@ -15,7 +15,7 @@ from torch import Tensor
 from gramprune.errors import GrampruneError
 from gramprune.gram import Gram
 from gramprune.sparsity import Pattern
-from gramprune.updates.pcg import update
+from gramprune.updates.pcg import TOLERANCE, conjugate_gradients
 
 DAMPING, RHO, ITERATIONS, PCG = 0.01, 0.1, 300, 10  # the paper's and the authors' released code
 EVERY = 3  # iterations with one ρ
@@ -62,6 +62,8 @@ def prune(
             inverse, used = gram.inverse(damping, shift=rho, even=True, keep=False)
             dual.div_(growth)
         difference.sub_(dual)
-    del inverse, dense, difference, dual, proposal
-    new, stats = update(weight, gram, mask, iterations=pcg, damping=damping, even=True)
-    return mask, new, {"iterations": step, "damping": used, "rho": rho, "pcg": stats["iterations"]}
+    del inverse, difference, dual, proposal
+    system = gram.damped(used, even=True)[0]
+    new, steps = conjugate_gradients(dense, system, mask, dense * mask, pcg, TOLERANCE)
+    stats = {"iterations": step, "damping": used, "rho": rho, "pcg": steps}
+    return mask, gram.unscaled(new, weight, mask), stats

@@ -65,8 +65,6 @@ def iterate(
         dual = proposal.masked_fill_(mask, 0)
         current = torch.mm(difference, inverse, out=current).mul_(rho).add_(target)
     del target, difference
-    new = dual.add_(current).div_(gram.scale)
+    new = dual.add_(current)
     del current, dense
-    # A dead input changes nothing: where a mask keeps it, its weights stay the dense ones.
-    new = new.where(~gram.dead, weight).where(mask, 0)
-    return new, mask, {"iterations": iterations, "damping": damping}
+    return gram.unscaled(new, weight, mask), mask, {"iterations": iterations, "damping": damping}

@@ -45,8 +45,7 @@ def solve(
         damping = gram.damped(damping, even)[1]
         new = _rows(dense, mask, gram, damping, even, always_pruned)
         if new is not None:
-            # A dead input changes nothing: where a mask keeps it, its weights stay the dense ones.
-            return new.div_(gram.scale).where(~gram.dead, weight).where(mask, 0), {"damping": damping}
+            return gram.unscaled(new, weight, mask), {"damping": damping}
         log.warning("%s: a row's system is not positive definite with damping %g.", gram.name, damping)
         damping = max(10 * damping, 1e-6)
     raise GrampruneError(

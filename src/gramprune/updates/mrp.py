@@ -33,6 +33,5 @@ def update(
         return solve(weight, gram, mask, damping, even=True, always_pruned=True)
     inverse, damping = gram.inverse(damping, even=True)
     dense = weight * gram.norms
-    new = torch.addmm(dense, dense.masked_fill(mask, 0).div_(inverse.diagonal()), inverse, alpha=-1).div_(gram.scale)
-    # A dead input changes nothing: where a mask keeps it, its weights stay the dense ones.
-    return new.where(~gram.dead, weight).where(mask, 0), {"damping": damping}
+    new = torch.addmm(dense, dense.masked_fill(mask, 0).div_(inverse.diagonal()), inverse, alpha=-1)
+    return gram.unscaled(new, weight, mask), {"damping": damping}

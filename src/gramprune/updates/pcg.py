@@ -22,7 +22,6 @@ def update(
     iterations: int = ITERATIONS,
     damping: float = DAMPING,
     tolerance: float = TOLERANCE,
-    even: bool = False,  # how it damps, see Gram
 ) -> tuple[Tensor, dict]:
     """The weights after at most `iterations` steps, zero outside the mask."""
     if iterations < 1 or tolerance < 0:
@@ -30,12 +29,10 @@ def update(
             f"{gram.name}: pcg needs iterations of 1 or more and tolerance of 0 or more; found {iterations} and "
             f"{tolerance}."
         )
-    system, damping = gram.damped(damping, even)
+    system, damping = gram.damped(damping)
     dense = weight * gram.norms
     new, steps = conjugate_gradients(dense, system, mask, dense * mask, iterations, tolerance)
-    # A dead input changes nothing: where a mask keeps it, its weights stay the dense ones.
-    new = new.div_(gram.scale).where(~gram.dead, weight).where(mask, 0)
-    return new, {"iterations": steps, "damping": damping}
+    return gram.unscaled(new, weight, mask), {"iterations": steps, "damping": damping}
 
 
 def conjugate_gradients(

@@ -67,7 +67,4 @@ def sweep(
             block[j + 1 :].addr_(own[j, j + 1 :], errors[j], alpha=-1)
         current[:, here], mask[:, here] = block.T, kept.T
         current[:, behind].addmm_(errors.T, factor[here, behind], alpha=-1)
-    new = current.div_(gram.scale)
-    # A dead input changes nothing: where a mask keeps it, its weights stay the dense ones.
-    new = new.where(~gram.dead, weight).where(mask, 0)
-    return new, mask, {"damping": damping}
+    return gram.unscaled(current, weight, mask), mask, {"damping": damping}
