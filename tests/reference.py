@@ -230,3 +230,51 @@ def alps(
                 break
             rho *= 1.3 if changes >= 0.1 * kept else 1.2 if changes >= 0.005 * kept else 1.1
     return M, step, rho
+
+
+def ridge(gram: Tensor, damping: float, even: bool = False) -> Tensor:
+    """H (in, in): G with damping·diag G, or evenly damping·mean(diag G), added to its diagonal. Dead inputs: 1."""
+    H = gram.double().clone()
+    diagonal = H.diagonal().clone()
+    dead = diagonal == 0
+    H.diagonal().add_(damping * (diagonal[~dead].mean() if even else diagonal))
+    H[dead, dead] = 1  # they have no effect on the output, so the pull towards the dense weights is all there is
+    return H
+
+
+def damped_error(weight: Tensor, new: Tensor, H: Tensor) -> Tensor:
+    """(rows,) (w − v) H (w − v)ᵀ."""
+    difference = weight.double() - new.double()
+    return ((difference @ H) * difference).sum(dim=1)
+
+
+def mrp_update(weight: Tensor, gram: Tensor, given: Tensor, solution: str, damping: float = 0.01) -> Tensor:
+    """δw = − w_P ([H⁻¹]_PP)⁻¹ [H⁻¹]_{P,:} (arXiv 2410.15567); solution S has the diagonal of [H⁻¹]_PP alone."""
+    W, H = weight.double(), ridge(gram, damping, even=True)
+    H_inverse, new = inverse(H), torch.zeros_like(W)
+    for i, kept in enumerate(given):
+        P = (~kept).nonzero()[:, 0]
+        middle = H_inverse[P][:, P]
+        middle = torch.diag(1 / middle.diagonal()) if solution == "S" else inverse(middle)
+        new[i] = (W[i] - W[i, P] @ middle @ H_inverse[P]) * kept
+    return new
+
+
+def pcg(weight: Tensor, gram: Tensor, given: Tensor, iterations: int, damping: float = 0.01) -> Tensor:
+    """Conjugate gradients on H_KK v = (Hw)_K, preconditioned by its diagonal, from w_K on; row by row."""
+    W, H = weight.double(), ridge(gram, damping)
+    new = torch.zeros_like(W)
+    for i, kept in enumerate(given):
+        A, v = H[kept][:, kept], W[i, kept].clone()
+        r = (H @ W[i])[kept] - A @ v
+        z = d = r / A.diagonal()
+        for _ in range(iterations):
+            if float(r @ z) < 1e-26 * float(W[i] @ H @ W[i]):
+                break
+            alpha = (r @ z) / (d @ A @ d)
+            v, after = v + alpha * d, r - alpha * A @ d
+            beta = (after @ (after / A.diagonal())) / (r @ z)
+            r, z = after, after / A.diagonal()
+            d = z + beta * d
+        new[i, kept] = v
+    return new

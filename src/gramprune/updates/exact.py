@@ -40,6 +40,8 @@ def solve(
     always_pruned: bool = False,  # the second form even where it is the larger
 ) -> tuple[Tensor, dict]:
     """The optimal weights and the damping used: ten times more whenever a row's system is not positive definite."""
+    if damping < 0:
+        raise GrampruneError(f"{gram.name}: the masked least squares need damping of 0 or more; found {damping}.")
     dense = weight * gram.norms
     for _ in range(ESCALATIONS + 1):
         damping = gram.damped(damping, even)[1]

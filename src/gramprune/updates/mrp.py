@@ -29,6 +29,8 @@ def update(
     """The compensated weights, zero outside the mask, and the damping that was needed."""
     if solution not in SOLUTIONS:
         raise GrampruneError(f"{gram.name}: mrp has no solution {solution!r}; {suggest(solution, SOLUTIONS)}")
+    if damping < 0:
+        raise GrampruneError(f"{gram.name}: mrp needs damping of 0 or more; found {damping}.")
     if solution == "M":
         return solve(weight, gram, mask, damping, even=True, always_pruned=True)
     inverse, damping = gram.inverse(damping, even=True)

@@ -6,6 +6,7 @@ system of its own. Preconditioned by the diagonal, which the scaled coordinates 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gramprune.errors import GrampruneError
@@ -24,10 +25,10 @@ def update(
     tolerance: float = TOLERANCE,
 ) -> tuple[Tensor, dict]:
     """The weights after at most `iterations` steps, zero outside the mask."""
-    if iterations < 1 or tolerance < 0:
+    if iterations < 1 or damping < 0 or tolerance < 0:
         raise GrampruneError(
-            f"{gram.name}: pcg needs iterations of 1 or more and tolerance of 0 or more; found {iterations} and "
-            f"{tolerance}."
+            f"{gram.name}: pcg needs iterations of 1 or more, damping of 0 or more and tolerance of 0 or more; found "
+            f"{iterations}, {damping} and {tolerance}."
         )
     system, damping = gram.damped(damping)
     dense = weight * gram.norms
@@ -48,6 +49,8 @@ def conjugate_gradients(
     Each row has its own step sizes; a row that has converged stands still. Stops when all have.
     """
     weights, diagonal = start, system.diagonal()
+    # A smaller residual is rounding, and steps along it would lead anywhere.
+    tolerance = max(tolerance, torch.finfo(system.dtype).eps)
     residual = ((dense - weights) @ system).mul_(mask)
     enough = ((dense @ system).mul_(mask).norm(dim=1) * tolerance)[:, None]
     direction = residual / diagonal
