@@ -1,0 +1,251 @@
+"""What recipes are worth on a real model: layer errors of every mask × update, and perplexities of the sensible ones.
+
+    python benchmarks/recipes.py errors     --model FOLDER --calibration TEXT 0.6 2:4
+    python benchmarks/recipes.py perplexity --model FOLDER --calibration TEXT --evaluation TEXT 0.5 0.6 0.7 2:4
+    python benchmarks/recipes.py samples    --model FOLDER --calibration TEXT --evaluation TEXT 0.6
+
+Texts are .txt, .jsonl or .parquet files. `errors`: on the dense model's activations, the layer error of every mask and
+refinement with every update, as the geometric mean over all linears relative to the mask wanda without an update.
+`perplexity`: by the papers' protocol, each block calibrated on what the pruned blocks before it give. `samples`: the
+same for a few recipes over the number of calibration sequences. Tables are printed as Markdown; rows as they come to
+the log. The whole model is in memory, and one process does it all: for models of a laptop's size.
+"""
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import torch
+
+import gramprune as gp
+from gramprune import calibration, joint, masks, methods, updates
+from gramprune.blocks import inputs_of, is_transposed, linears, open_blocks, shared_inputs
+from gramprune.gram import accumulate
+from gramprune.perplexity import perplexity, windows
+from gramprune.settings import Dataset
+from gramprune.sources import documents
+
+BATCH = 8
+ORDER = ["none", "sparsegpt", "mrp", "admm", "pcg", "exact"]
+REFINEMENTS = [("wanda", "dsnot"), ("wanda", "sparseswaps"), ("wanda", "swaps-reoptimised")]
+RECIPES = [  # mask, refinement, update, target
+    ("magnitude", "none", "none", "own"),
+    ("wanda", "none", "none", "own"),
+    ("ria", "none", "none", "own"),
+    ("wanda", "dsnot", "none", "own"),
+    ("wanda", "sparseswaps", "none", "own"),
+    ("sparsegpt", "none", "joint", "own"),
+    ("mrp", "none", "mrp", "own"),
+    ("wanda", "none", "admm", "own"),
+    ("wanda", "none", "exact", "own"),
+    ("wanda", "sparseswaps", "exact", "own"),
+    ("admm", "none", "joint", "own"),
+    ("admm", "none", "exact", "own"),
+    ("alps", "none", "joint", "own"),
+    ("admm", "none", "joint", "dense"),
+    ("alps", "none", "exact", "dense"),
+    ("wanda", "swaps-reoptimised", "exact", "own"),
+    ("wanda", "swaps-reoptimised", "exact", "dense"),
+]
+OVER_SAMPLES = [
+    recipe
+    for recipe in RECIPES
+    if recipe[:3]
+    in (
+        ("wanda", "none", "none"),
+        ("wanda", "sparseswaps", "none"),
+        ("admm", "none", "joint"),
+        ("alps", "none", "joint"),
+    )
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["errors", "perplexity", "samples"])
+    parser.add_argument("patterns", nargs="+", help="such as 0.6 or 2:4")
+    parser.add_argument("--model", required=True, type=Path)
+    parser.add_argument("--calibration", required=True, type=Path)
+    parser.add_argument("--evaluation", type=Path)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--length", type=int, default=256, help="tokens per sequence and window")
+    parser.add_argument("--windows", type=int, default=400)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="", help="recipes whose name has this in it")
+    parser.add_argument("--skip", help="but not those whose name has this in it")
+    arguments = parser.parse_args()
+    patterns = [gp.Pattern.parse(text) for text in arguments.patterns]
+    if arguments.what == "errors":
+        print(table(errors(arguments, patterns)))
+    elif arguments.what == "perplexity":
+        print(table(perplexities(arguments, patterns, RECIPES, [arguments.samples])))
+    else:
+        print(table(perplexities(arguments, patterns, OVER_SAMPLES, [16, 64, 256])))
+
+
+def table(cells: dict[str, dict[str, float]]) -> str:
+    """Rows of named cells as Markdown."""
+    columns = list(dict.fromkeys(name for row in cells.values() for name in row))
+    lines = [["", *columns], ["---"] * (len(columns) + 1)]
+    lines += [[name, *(f"{row[c]:.4g}" if c in row else "" for c in columns)] for name, row in cells.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def texts_of(path: Path) -> list[str]:
+    return list(documents(Dataset(path=str(path)).source_settings, path.name))
+
+
+def calibrated(arguments: argparse.Namespace, samples: int) -> torch.Tensor:
+    """(samples, length) int64."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, local_files_only=True)
+    tokenizer.model_max_length = 10**9
+    texts = texts_of(arguments.calibration)
+    encode = lambda text: tokenizer(text)["input_ids"]  # noqa: E731
+    return torch.tensor(calibration.sequences(texts, encode, samples, arguments.length, 0, str(arguments.calibration)))
+
+
+def observed(blocks, index: int, tokens: torch.Tensor, hidden: list, dense: list | None) -> tuple[dict, dict]:
+    """Weights (out, in) and Gram matrices of a block's linears; with `dense` inputs, also cross-Gram matrices."""
+    products: dict[str, dict] = {}
+    with blocks.loaded(index) as block, inputs_of(linears(block)) as seen:
+        for number, batch in enumerate(tokens.split(BATCH)):
+            blocks.forward(batch, hidden[number] if hidden else None)
+            own, shares = dict(seen), shared_inputs(seen)
+            seen.clear()
+            if dense is not None:
+                blocks.forward(batch, dense[number] if dense else None)
+            for name in dict.fromkeys(shares.values()):
+                rows = own[name].flatten(0, -2)
+                kept = products.setdefault(name, {"gram": 0, "sums": 0, "tokens": 0, "cross": 0})
+                if not kept["tokens"]:
+                    kept["gram"] = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+                accumulate(kept["gram"], rows)
+                kept["sums"] = kept["sums"] + rows.sum(dim=0).double()
+                kept["tokens"] += len(rows)
+                if dense is not None:
+                    kept["cross"] = kept["cross"] + rows.T @ seen[name].flatten(0, -2)
+            seen.clear()
+        weights = {
+            name: (m.weight.T if is_transposed(m) else m.weight).detach().float().clone()
+            for name, m in linears(block).items()
+        }
+    grams = {
+        first: (gp.Gram(p["gram"], f"block {index}, {first}", p["sums"], p["tokens"]), p["cross"])
+        for first, p in products.items()
+    }
+    return weights, {name: grams[shares[name]] for name in shares}
+
+
+@torch.no_grad()
+def errors(arguments: argparse.Namespace, patterns: list[gp.Pattern]) -> dict[str, dict[str, float]]:
+    blocks, _ = open_blocks(arguments.model, "float32", arguments.device)
+    tokens = calibrated(arguments, arguments.samples)
+    logs: dict[str, dict[str, list[float]]] = {}
+    hidden: list = []
+    for index in range(len(blocks)):
+        weights, grams = observed(blocks, index, tokens, hidden, None)
+        for name, (gram, _) in grams.items():
+            for pattern in patterns:
+                started = time.perf_counter()
+                for row, column, value in layer_errors(weights[name], gram, pattern):
+                    logs.setdefault(f"{pattern} {row}", {}).setdefault(column, []).append(math.log(value))
+                print(f"block {index} {name} {pattern}: {time.perf_counter() - started:.1f} s", file=sys.stderr)
+        with blocks.loaded(index):
+            hidden = [blocks.forward(b, hidden[n] if hidden else None)[1] for n, b in enumerate(tokens.split(BATCH))]
+    return {
+        row: {column: math.exp(sum(values) / len(values)) for column, values in cells.items()}
+        for row, cells in logs.items()
+    }
+
+
+def layer_errors(weight: torch.Tensor, gram: gp.Gram, pattern: gp.Pattern):
+    """Mask, update and layer error relative to wanda's without an update."""
+    wanda = gp.select_mask(weight, gram, pattern, "wanda")
+    unit = gp.layer_error(weight, weight * wanda, gram)
+    chosen = {}
+    for method in methods.names(masks):
+        if method in methods.names(joint):
+            chosen[method], new, _ = gp.prune_weight(weight, gram, pattern, method)
+            yield method, "joint", gp.layer_error(weight, new, gram) / unit
+        else:
+            chosen[method] = gp.select_mask(weight, gram, pattern, method)
+    for mask, refinement in REFINEMENTS:
+        chosen[f"{mask} + {refinement}"], _ = gp.refine_mask(weight, gram, chosen[mask], pattern, refinement)
+    for label, mask in chosen.items():
+        for update in sorted(methods.names(updates), key=ORDER.index):
+            new, _ = gp.update_weight(weight, gram, mask, update)
+            yield label, update, gp.layer_error(weight, new, gram) / unit
+
+
+@torch.no_grad()
+def perplexities(
+    arguments: argparse.Namespace, patterns: list[gp.Pattern], recipes: list, samples: list[int]
+) -> dict[str, dict[str, float]]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, local_files_only=True)
+    tokenizer.model_max_length = 10**9
+    text = "\n\n".join(texts_of(arguments.evaluation))
+    test = windows(tokenizer(text)["input_ids"], arguments.length, arguments.windows, str(arguments.evaluation))
+
+    def measured(pruned: dict[str, torch.Tensor]) -> float:
+        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32, local_files_only=True).eval()
+        for name, weight in pruned.items():
+            linear = model.get_submodule(name)
+            linear.weight.data = weight.T if is_transposed(linear) else weight
+        return perplexity(model.to(arguments.device), test, BATCH, arguments.device)["perplexity"]
+
+    rows: dict[str, dict[str, float]] = {"dense": {str(pattern): measured({}) for pattern in patterns}}
+    for recipe in recipes:
+        label = " + ".join(part for part in recipe[:3] if part != "none") + (", dense target" * (recipe[3] == "dense"))
+        if arguments.only not in label or (arguments.skip and arguments.skip in label):
+            continue
+        for count in samples:
+            tokens = calibrated(arguments, count)
+            for pattern in patterns:
+                started = time.perf_counter()
+                value = measured(pruned_model(arguments, tokens, pattern, recipe))
+                column = str(pattern) if len(samples) == 1 else f"{pattern}, {count} samples"
+                rows.setdefault(label, {})[column] = value
+                seconds = time.perf_counter() - started
+                print(f"{label} | {column} | {value:.3f} | {seconds:.0f} s", file=sys.stderr, flush=True)
+    return rows
+
+
+def pruned_model(
+    arguments: argparse.Namespace, tokens: torch.Tensor, pattern: gp.Pattern, recipe: tuple
+) -> dict[str, torch.Tensor]:
+    """Pruned weights (out, in) by the linear's name in the model."""
+    blocks, _ = open_blocks(arguments.model, "float32", arguments.device)
+    hidden, dense, done = [], [] if recipe[3] == "dense" else None, {}
+    for index in range(len(blocks)):
+        weights, grams = observed(blocks, index, tokens, hidden, dense)
+        new = {name: pruned(weights[name], gram, cross, pattern, recipe) for name, (gram, cross) in grams.items()}
+        if dense is not None:
+            with blocks.loaded(index):
+                dense = [blocks.forward(b, dense[n] if dense else None)[1] for n, b in enumerate(tokens.split(BATCH))]
+        with blocks.loaded(index, new.get):
+            hidden = [blocks.forward(b, hidden[n] if hidden else None)[1] for n, b in enumerate(tokens.split(BATCH))]
+        done |= {f"{blocks.prefix}.{index}.{name}": weight for name, weight in new.items()}
+    return done
+
+
+def pruned(weight: torch.Tensor, gram: gp.Gram, cross, pattern: gp.Pattern, recipe: tuple) -> torch.Tensor:
+    method, refinement, update, target = recipe
+    if target == "dense":
+        weight = gp.retarget_weight(weight, gram, cross)
+    if update == "joint":
+        return gp.prune_weight(weight, gram, pattern, method)[1]
+    mask = gp.select_mask(weight, gram, pattern, method)
+    mask, _ = gp.refine_mask(weight, gram, mask, pattern, refinement)
+    return gp.update_weight(weight, gram, mask, update)[0]
+
+
+if __name__ == "__main__":
+    main()
