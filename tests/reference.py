@@ -278,3 +278,110 @@ def pcg(weight: Tensor, gram: Tensor, given: Tensor, iterations: int, damping: f
             d = z + beta * d
         new[i, kept] = v
     return new
+
+
+def pairs(kept: Tensor, pattern: tuple) -> list[tuple[int, int]]:
+    """What a row (in,) may exchange: (u kept, p pruned), of N:M inside one group."""
+    size = int(pattern[0].split(":")[1]) if isinstance(pattern[0], str) else len(kept)
+    m = kept.tolist()
+    return [
+        (u, p)
+        for g in range(0, len(m), size)
+        for u in range(g, g + size)
+        for p in range(g, g + size)
+        if m[u] and not m[p]
+    ]
+
+
+def swap_changes(w: Tensor, G: Tensor, kept: Tensor, places: list) -> Tensor:
+    """ΔL(u, p) = 2 w_u c_u + w_u² G_uu − 2 w_p c_p + w_p² G_pp − 2 w_u w_p G_up with c = G z (arXiv 2512.10922)."""
+    u, p = torch.tensor(places).T
+    c = G @ (w * ~kept)
+    return 2 * w[u] * c[u] + w[u] ** 2 * G[u, u] - 2 * w[p] * c[p] + w[p] ** 2 * G[p, p] - 2 * w[u] * w[p] * G[u, p]
+
+
+def sparseswaps(
+    weight: Tensor,
+    gram: Tensor,
+    given: Tensor,
+    pattern: tuple,
+    max_swaps: int = 1000,
+    tolerance: float = 1e-6,
+) -> tuple[Tensor, list[list[float]]]:
+    """Mask, and of every row its errors before the first and after every swap: of all pairs the best, one by one."""
+    W, G, M, errors = weight.double(), gram.double(), given.clone(), []
+    for i, w in enumerate(W):
+        z = w * ~M[i]
+        errors.append([float(z @ G @ z)])
+        while len(errors[i]) <= max_swaps:
+            places = pairs(M[i], pattern)
+            if not places:
+                break
+            changes = swap_changes(w, G, M[i], places)
+            best = int(changes.argmin())
+            if changes[best] >= -tolerance * errors[i][-1]:
+                break
+            u, p = places[best]
+            M[i, u], M[i, p] = False, True
+            errors[i].append(errors[i][-1] + float(changes[best]))
+    return M, errors
+
+
+def dsnot(
+    weight: Tensor, inputs: Tensor, given: Tensor, pattern: tuple, cycles: int = 50, threshold: float = 0.1
+) -> tuple[Tensor, list[int]]:
+    """Mask and swaps of every row by the inputs' means and variances (arXiv 2310.08915, with the paper's signs)."""
+    W, X, M, swaps = weight.double(), inputs.double(), given.clone(), []
+    mean, variance, norm = X.mean(dim=0), X.var(dim=0, correction=0), X.norm(dim=0)
+    for i, w in enumerate(W):
+        swaps.append(0)
+        while swaps[i] < cycles:
+            error = float((w * mean)[~M[i]].sum())
+            if abs(error) <= threshold:
+                break
+            effect = (w * mean * (1 if error > 0 else -1)).tolist()
+            places = [(u, p) for u, p in pairs(M[i], pattern) if effect[u] < 0 < effect[p]]
+            if not places:
+                break
+            p = max((p for _, p in places), key=lambda p: effect[p] / float(variance[p]))
+            u = min((u for u, other in places if other == p), key=lambda u: float(w[u].abs() * norm[u]))
+            M[i, u], M[i, p] = False, True
+            swaps[i] += 1
+    return M, swaps
+
+
+def optimal_errors(w: Tensor, H: Tensor, masks: Tensor) -> Tensor:
+    """(n,) wHwᵀ − (Hw)_Kᵀ (H_KK)⁻¹ (Hw)_K: the damped errors of the masked least squares for masks (n, in) of a row."""
+    right = H @ w
+    if not masks.any():
+        return (w @ right).expand(len(masks))
+    K = masks.nonzero()[:, 1].view(len(masks), -1)
+    factor = torch.linalg.cholesky(H[K[:, :, None], K[:, None, :]])
+    return w @ right - (torch.cholesky_solve(right[K][:, :, None], factor)[:, :, 0] * right[K]).sum(dim=1)
+
+
+def swapped(kept: Tensor, places: list) -> Tensor:
+    """(n, in) the masks of a row after each of the exchanges alone."""
+    masks = kept.repeat(len(places), 1)
+    for mask_, (u, p) in zip(masks, places, strict=True):
+        mask_[u], mask_[p] = False, True
+    return masks
+
+
+def swaps_reoptimised(
+    weight: Tensor, gram: Tensor, given: Tensor, pattern: tuple, damping: float = 0.01, tolerance: float = 1e-6
+) -> tuple[Tensor, list[list[float]]]:
+    """Mask and errors as `sparseswaps`, of the damped masked least squares, computed afresh for every pair."""
+    W, H, M, errors = weight.double(), ridge(gram, damping), given.clone(), []
+    for i, w in enumerate(W):
+        w = w * (gram.diagonal() > 0)  # a dead input changes nothing, kept or pruned
+        errors.append([float(optimal_errors(w, H, M[i : i + 1]))])
+        while places := pairs(M[i], pattern):
+            after = optimal_errors(w, H, swapped(M[i], places))
+            best = int(after.argmin())
+            if after[best] >= (1 - tolerance) * errors[i][-1]:
+                break
+            u, p = places[best]
+            M[i, u], M[i, p] = False, True
+            errors[i].append(float(after[best]))
+    return M, errors

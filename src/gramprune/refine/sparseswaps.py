@@ -14,11 +14,10 @@ input, |Ĝ_up| ≤ √(g_u g_p), so x_up ≤ λ g_u w_u² + g_p w_p² / λ for e
 
     min_p Δ(u, p) ≥ low_u = max_λ ( a_u − λ g_u w_u² + min_p (b_p − g_p w_p² / λ) )
 
-and likewise low_p: a few passes over the row. Every row has a shortlist of kept and one of pruned weights, those whose
-bounds were the smallest when it was made. x does not change, so it is stored for the shortlists' pairs, and an exchange
-costs a few additions per pair. When the best pair of the shortlists is no worse than any bound outside them, it is the
-best of all; otherwise this row's shortlists are made anew, and if they are too short, all pairs that the bounds allow
-are scored.
+and likewise low_p: a few passes over the row. Every row has shortlists of kept and of pruned weights, those whose bounds
+were the smallest when they were made. As x does not change, it is stored for their pairs, which then cost an addition
+each. A weight outside the shortlists can be in a better pair only if its bound is below the best Δ found: it is tried
+with all others. When too many are outside, this row's shortlists are made anew.
 """
 
 from __future__ import annotations
@@ -31,14 +30,12 @@ from torch import Tensor
 
 from gramprune.errors import GrampruneError
 from gramprune.gram import Gram
-from gramprune.numerics import parts
+from gramprune.numerics import parts, rows_per_batch
 from gramprune.sparsity import Pattern
 
 SHORTLIST = 64  # weights of each kind
 LAMBDAS = (0.6, 1.0, 1.7)
-BATCH = 2**16  # elements of a batch of rows: what fits a CPU's cache
-MISSING = 16
-PAIRS = 2**17  # that are scored at a time
+MISSING = 16  # outside a row's shortlists, that are still tried one by one
 CONFIRMATIONS = 4  # how often rows go on after their c was computed afresh
 INFINITY = float("inf")
 
@@ -91,7 +88,7 @@ def refine(
     find, shortlist = (within_groups(scaled, pattern.group), 0) if pattern.group else (anywhere(scaled), SHORTLIST)
     # Rounding could make exchanges undo each other for ever; this is far more than a row needs.
     limit = max_swaps or 4 * weight.shape[1]
-    size = max(8, BATCH // weight.shape[1])
+    size = rows_per_batch(weight.shape[1] * (32 + 4 * pattern.group), weight)
     batches = [
         search(rows, kept, scaled, find, shortlist, limit, tolerance)
         for rows, kept in zip(dense.split(size), mask.split(size), strict=True)
@@ -192,7 +189,7 @@ def exchange(rows: Rows, change: Tensor, u: Tensor, p: Tensor, scaled: Tensor) -
 
 def anywhere(scaled: Tensor) -> Find:
     """The search for pairs anywhere in a row, by shortlists, bounds and proof."""
-    room = max(1, PAIRS // len(scaled))
+    room = rows_per_batch(16 * len(scaled), scaled)
     coupling = scaled.abs().fill_diagonal_(0).amax(dim=0)
 
     def find(rows: Rows, enough: Tensor) -> tuple[Tensor, Tensor, Tensor]:
