@@ -14,10 +14,10 @@ input, |Ĝ_up| ≤ √(g_u g_p), so x_up ≤ λ g_u w_u² + g_p w_p² / λ for e
 
     min_p Δ(u, p) ≥ low_u = max_λ ( a_u − λ g_u w_u² + min_p (b_p − g_p w_p² / λ) )
 
-and likewise low_p: a few passes over the row. Every row has shortlists of kept and of pruned weights, those whose bounds
-were the smallest when they were made. As x does not change, it is stored for their pairs, which then cost an addition
-each. A weight outside the shortlists can be in a better pair only if its bound is below the best Δ found: it is tried
-with all others. When too many are outside, this row's shortlists are made anew.
+and likewise low_p: a few passes over the row. Every row has shortlists of kept and of pruned weights, whose bounds were
+the smallest when they were made. As x does not change, it is stored for their pairs, which then cost an addition each.
+A weight outside the shortlists can be in a better pair only if its bound is below the best Δ found: it is tried with
+all others. When too many are outside, this row's shortlists are made anew.
 """
 
 from __future__ import annotations
