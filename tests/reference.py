@@ -379,7 +379,7 @@ def swaps_reoptimised(
         while places := pairs(M[i], pattern):
             after = optimal_errors(w, H, swapped(M[i], places))
             best = int(after.argmin())
-            if after[best] >= (1 - tolerance) * errors[i][-1]:
+            if errors[i][-1] - after[best] <= tolerance * errors[i][-1] + 1e-12 * float(w @ H @ w):
                 break
             u, p = places[best]
             M[i, u], M[i, p] = False, True

@@ -87,7 +87,7 @@ def _exactly(dense: Tensor, system: Tensor, mask: Tensor, size: int, limit: int)
     """Masks and swaps of the best exchanges, one after the other. size: of the pattern's groups, 0 for none."""
     columns, mask = dense.shape[1], mask.clone()
     swaps = torch.zeros(len(mask), dtype=torch.int64, device=mask.device)
-    for rows, kept, pruned in equal_rows(mask, lambda count: 4 * columns**2, dense):
+    for rows, kept, pruned in equal_rows(mask, lambda count: columns**2 // 2, dense):
         if not kept.shape[1] or not pruned.shape[1]:
             continue
         tableau = _tableau(system, kept)
@@ -99,12 +99,24 @@ def _exactly(dense: Tensor, system: Tensor, mask: Tensor, size: int, limit: int)
             change, u, p = _best_pair(tableau, state, mask[rows], size, -TOLERANCE * error)
             going = ((change < -TOLERANCE * error) & (swaps[rows] < limit)).nonzero()[:, 0]
             if len(going) < len(rows):
-                rows, tableau, state, error = rows[going], tableau[going], state[going], error[going]
+                going = _compact(tableau, going)
+                tableau, rows, state, error = tableau[: len(going)], rows[going], state[going], error[going]
                 change, u, p = change[going], u[going], p[going]
             _pivot(tableau, state, torch.stack([u, p], dim=1))
             mask[rows, u], mask[rows, p] = False, True
             error, swaps[rows] = error + change, swaps[rows] + 1
     return mask, swaps
+
+
+def _compact(tableau: Tensor, going: Tensor) -> Tensor:
+    """Move the tableaus of `going` (n,) to the first n places, as few as possible; returns who is where now."""
+    places = torch.arange(len(tableau), device=going.device)[: len(going)]
+    free = places[~torch.isin(places, going)]
+    if len(free):
+        moved = going[going >= len(going)]
+        tableau[free] = tableau[moved]
+        places[free] = moved
+    return places
 
 
 def _tableau(system: Tensor, kept: Tensor) -> Tensor:
