@@ -24,12 +24,12 @@ def rows_per_piece(matrix: Tensor) -> int:
     return max(1, PIECE // max(1, matrix.shape[1]))
 
 
-def rows_per_batch(width: int, like: Tensor) -> int:
+def rows_per_batch(width: int, like: Tensor, elements: int | None = None) -> int:
     """How many rows make a batch, if each takes `width` elements of `like`'s dtype on its device; one at least.
 
-    On a GPU half of the memory that is free, which is where long batches pay.
+    elements: of a batch on a CPU. On a GPU half of the memory that is free, which is where long batches pay.
     """
-    elements = BATCH
+    elements = elements or BATCH
     if like.is_cuda:
         reserved = torch.cuda.memory_reserved(like.device) - torch.cuda.memory_allocated(like.device)
         elements = (torch.cuda.mem_get_info(like.device)[0] + reserved) // (2 * like.element_size())
@@ -40,6 +40,7 @@ def equal_rows(
     mask: Tensor,  # (rows, n) bool
     width: Callable[[int], int],  # elements that a row with so many True takes
     like: Tensor,
+    elements: int | None = None,  # of a batch on a CPU
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches of rows with equally many True: row numbers (b,), columns of True (b, k) and of False (b, n − k).
 
@@ -47,7 +48,7 @@ def equal_rows(
     """
     counts = mask.sum(dim=1)
     for count in counts.unique().tolist():
-        for rows in (counts == count).nonzero()[:, 0].split(rows_per_batch(width(count), like)):
+        for rows in (counts == count).nonzero()[:, 0].split(rows_per_batch(width(count), like, elements)):
             chosen = mask[rows]
             yield rows, *(which.nonzero()[:, 1].view(len(rows), -1) for which in (chosen, ~chosen))
 

@@ -33,6 +33,7 @@ from gramprune.updates.pcg import conjugate_gradients
 TOLERANCE = 1e-6  # by which share of its error an exchange must lower a row's
 FEW = 32  # cheapest removals and best additions whose pairs are tried before all pairs
 STEPS = 12  # conjugate gradients after a batch of swaps
+TABLEAUS = 2**24  # elements of a batch of tableaus and what is computed with them, on a CPU
 ROUNDS = 100  # batches of swaps at most
 BETWEEN = 0.75  # of the way, in logarithms, from 1 / Ĥ_jj to [Ĥ⁻¹]_jj: better than 0.5 and 1 on real layers
 INFINITY = float("inf")
@@ -87,7 +88,9 @@ def _exactly(dense: Tensor, system: Tensor, mask: Tensor, size: int, limit: int)
     """Masks and swaps of the best exchanges, one after the other. size: of the pattern's groups, 0 for none."""
     columns, mask = dense.shape[1], mask.clone()
     swaps = torch.zeros(len(mask), dtype=torch.int64, device=mask.device)
-    for rows, kept, pruned in equal_rows(mask, lambda count: columns**2 // 2, dense):
+    # A row without error must not exchange by rounding.
+    rounding = torch.finfo(dense.dtype).eps * _errors(dense, system)
+    for rows, kept, pruned in equal_rows(mask, lambda count: 4 * columns**2, dense, TABLEAUS):
         if not kept.shape[1] or not pruned.shape[1]:
             continue
         tableau = _tableau(system, kept)
@@ -95,6 +98,7 @@ def _exactly(dense: Tensor, system: Tensor, mask: Tensor, size: int, limit: int)
         # v where kept; −r where pruned, which is what the tableau gives for inputs Ĥw on K, minus Ĥw.
         state = (tableau @ right.masked_fill(~mask[rows], 0)[:, :, None])[:, :, 0] - right.masked_fill(mask[rows], 0)
         error = (dense[rows] * right).sum(dim=1) - (state * right * mask[rows]).sum(dim=1)
+        error = torch.maximum(error, rounding[rows])
         while len(rows):
             change, u, p = _best_pair(tableau, state, mask[rows], size, -TOLERANCE * error)
             going = ((change < -TOLERANCE * error) & (swaps[rows] < limit)).nonzero()[:, 0]
@@ -104,7 +108,7 @@ def _exactly(dense: Tensor, system: Tensor, mask: Tensor, size: int, limit: int)
                 change, u, p = change[going], u[going], p[going]
             _pivot(tableau, state, torch.stack([u, p], dim=1))
             mask[rows, u], mask[rows, p] = False, True
-            error, swaps[rows] = error + change, swaps[rows] + 1
+            error, swaps[rows] = torch.maximum(error + change, rounding[rows]), swaps[rows] + 1
     return mask, swaps
 
 
@@ -211,7 +215,9 @@ def _in_batches(
 ) -> tuple[Tensor, Tensor]:
     """Masks and swaps, several at a time."""
     mask, swaps = mask.clone(), torch.zeros(len(mask), dtype=torch.int64, device=mask.device)
-    for rows in torch.arange(len(mask), device=mask.device).split(rows_per_batch(16 * mask.shape[1], dense) + 256):
+    for rows in torch.arange(len(mask), device=mask.device).split(
+        rows_per_batch(16 * mask.shape[1], dense, 16 * dense.numel())
+    ):
         w, m, v = dense[rows], mask[rows], weights[rows]
         error = _errors(w - v, system)
         tries = (torch.minimum(m.sum(dim=1), (~m).sum(dim=1)) // 8).clamp(1, limit)

@@ -19,6 +19,7 @@ from gramprune.gram import ESCALATIONS, Gram, log
 from gramprune.numerics import equal_rows, parts
 
 DAMPING = 0.01
+SYSTEMS = 2**22  # elements of a batch of systems and what is computed with them, on a CPU
 
 
 def update(
@@ -60,7 +61,7 @@ def _rows(dense: Tensor, mask: Tensor, gram: Gram, damping: float, even: bool, a
     """The optimum in scaled coordinates, or None if a row's system is not positive definite."""
     columns, new = mask.shape[1], torch.empty_like(dense)
     system = gram.damped(damping, even)[0]
-    for rows, kept, pruned in equal_rows(mask, lambda count: 3 * min(count, columns - count) ** 2 + 1, dense):
+    for rows, kept, pruned in equal_rows(mask, lambda count: 6 * min(count, columns - count) ** 2 + 1, dense, SYSTEMS):
         if always_pruned or kept.shape[1] > pruned.shape[1]:
             inverse = gram.inverse(damping, even=even)[0]
             multipliers = _solve(parts(inverse, pruned, pruned), dense[rows].gather(1, pruned))
