@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gramprune.errors import GrampruneError
 from gramprune.gram import Gram
-from gramprune.numerics import equal_rows, parts, rows_per_batch
+from gramprune.numerics import equal_rows, parts
 from gramprune.sparsity import Pattern
 from gramprune.updates.exact import DAMPING, solve
 from gramprune.updates.pcg import conjugate_gradients
@@ -214,27 +214,24 @@ def _in_batches(
     limit: int,
 ) -> tuple[Tensor, Tensor]:
     """Masks and swaps, several at a time."""
-    mask, swaps = mask.clone(), torch.zeros(len(mask), dtype=torch.int64, device=mask.device)
-    for rows in torch.arange(len(mask), device=mask.device).split(
-        rows_per_batch(16 * mask.shape[1], dense, 16 * dense.numel())
-    ):
-        w, m, v = dense[rows], mask[rows], weights[rows]
-        error = _errors(w - v, system)
-        tries = (torch.minimum(m.sum(dim=1), (~m).sum(dim=1)) // 8).clamp(1, limit)
-        for _ in range(ROUNDS):
-            left = torch.minimum(tries, limit - swaps[rows])
-            going = (left > 0).nonzero()[:, 0]
-            if not len(going):
-                break
-            proposed, made = _exchanged(w[going], v[going], m[going], system, inverse, size, left[going])
-            found = conjugate_gradients(w[going], system, proposed, v[going] * proposed, STEPS, 0.0)[0]
-            new = _errors(w[going] - found, system)
-            better = (new < (1 - TOLERANCE) * error[going]) & (made > 0)
-            won, lost = going[better], going[~better]
-            m[won], v[won], error[won] = proposed[better], found[better], new[better]
-            swaps[rows[won]] += made[better]
-            tries[lost] = torch.minimum(tries, left)[lost] // 2
-        mask[rows] = m
+    mask, weights = mask.clone(), weights.clone()
+    swaps = torch.zeros(len(mask), dtype=torch.int64, device=mask.device)
+    error = _errors(dense - weights, system)
+    tries = (torch.minimum(mask.sum(dim=1), (~mask).sum(dim=1)) // 8).clamp(1, limit)
+    for _ in range(ROUNDS):
+        tries = torch.minimum(tries, limit - swaps)
+        rows = (tries > 0).nonzero()[:, 0]
+        if not len(rows):
+            break
+        w, v = dense[rows], weights[rows]
+        proposed, made = _exchanged(w, v, mask[rows], system, inverse, size, tries[rows])
+        found = conjugate_gradients(w, system, proposed, v.mul_(proposed), STEPS, 0.0)[0]
+        new = _errors(w - found, system)
+        better = (new < (1 - TOLERANCE) * error[rows]) & (made > 0)
+        won = rows[better]
+        mask[won], weights[won], error[won] = proposed[better], found[better], new[better]
+        swaps[won] += made[better]
+        tries[rows[~better]] //= 2
     return mask, swaps
 
 
