@@ -283,14 +283,11 @@ def pcg(weight: Tensor, gram: Tensor, given: Tensor, iterations: int, damping: f
 def pairs(kept: Tensor, pattern: tuple) -> list[tuple[int, int]]:
     """What a row (in,) may exchange: (u kept, p pruned), of N:M inside one group."""
     size = int(pattern[0].split(":")[1]) if isinstance(pattern[0], str) else len(kept)
-    m = kept.tolist()
-    return [
-        (u, p)
-        for g in range(0, len(m), size)
-        for u in range(g, g + size)
-        for p in range(g, g + size)
-        if m[u] and not m[p]
-    ]
+    found, m = [], kept.tolist()
+    for g in range(0, len(m), size):
+        pruned = [p for p in range(g, g + size) if not m[p]]
+        found += [(u, p) for u in range(g, g + size) if m[u] for p in pruned]
+    return found
 
 
 def swap_changes(w: Tensor, G: Tensor, kept: Tensor, places: list) -> Tensor:

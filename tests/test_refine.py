@@ -84,24 +84,28 @@ def test_sparseswaps_makes_the_swaps_of_all_pairs(method, pattern, structure, dt
 
 @pytest.mark.parametrize("small", [False, True], ids=["", "small limits"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("pattern", [(0.5, "row"), (0.7, "matrix"), ("4:8", "row")], **SLUG)
-def test_the_proof_finds_the_swaps_of_all_pairs_among_strongly_coupled_inputs(pattern, dtype, small, monkeypatch):
-    """More weights than the shortlists hold; with small limits lists go stale, overflow, and rows come in batches."""
-    p = correlated(0, rows=8, columns=240, noise=0.1, dtype=dtype)
+@pytest.mark.parametrize(
+    "first, pattern", [("wanda", (0.5, "row")), ("random", (0.7, "matrix")), ("random", ("4:8", "row"))]
+)
+def test_the_proof_finds_the_swaps_of_all_pairs_among_strongly_coupled_inputs(
+    first, pattern, dtype, small, monkeypatch
+):
+    """More weights than the shortlists hold: they go stale and overflow; with small limits rows come in batches too."""
+    p = correlated(0, rows=6, columns=240, noise=0.1, dtype=dtype)
     if small:
         monkeypatch.setattr(sparseswaps, "SHORTLIST", 4)
         monkeypatch.setattr(sparseswaps, "MISSING", 1)
         monkeypatch.setattr(numerics, "BATCH", 2**15)
-    mask = start(p, pattern, "wanda")
+    mask = start(p, pattern, first)
     refined, stats = run(p, mask, pattern, "sparseswaps")
     expected, errors = reference.sparseswaps(p.weight, p.gram, mask, pattern)
-    wanted = sum(row[-1] for row in errors)
     if dtype == torch.float64:
         assert torch.equal(refined, expected)
         assert stats["swaps"].tolist() == [len(row) - 1 for row in errors]
-        assert stats["certified"].all()
+    assert stats["certified"].all()
     assert_no_swap_helps(p, refined, pattern)
-    assert stats["error_after"] == pytest.approx(wanted, rel=1e-9 if dtype == torch.float64 else 0.05)
+    accuracy = 1e-9 if dtype == torch.float64 else 0.01
+    assert stats["error_after"] == pytest.approx(sum(row[-1] for row in errors), rel=accuracy)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, **SLUG)
@@ -232,14 +236,15 @@ def test_reoptimised_swaps_are_those_of_brute_force(method, pattern, structure, 
         assert stats["error_after"] <= stats["error_before"] and stats["searched"] == "exactly"
 
 
-def test_a_few_likely_pairs_first_end_where_no_pair_helps(monkeypatch):
-    monkeypatch.setattr(swaps_reoptimised, "FEW", 2)
-    p, H = problem("well_conditioned"), reference.ridge(problem("well_conditioned").gram, 0.01)
-    refined, stats = run(p, start(p, (0.5, "row"), "random"), (0.5, "row"), "swaps-reoptimised")
-    assert (stats["swaps"] > 0).all()
+@pytest.mark.parametrize("seed", range(4))
+def test_a_few_likely_pairs_are_tried_first_but_the_end_is_where_no_pair_helps(seed, monkeypatch):
+    monkeypatch.setattr(swaps_reoptimised, "FEW", 1)
+    p = problem("well_conditioned", seed=seed)
+    H = reference.ridge(p.gram, 0.01)
+    refined, _ = run(p, start(p, (0.5, "row"), "random"), (0.5, "row"), "swaps-reoptimised")
     for w, kept in zip(p.weight, refined, strict=True):
         after = reference.optimal_errors(w, H, reference.swapped(kept, reference.pairs(kept, (0.5, "row"))))
-        assert after.min() >= (1 - 1e-6) * float(reference.optimal_errors(w, H, kept[None]))
+        assert after.min() >= (1 - 2e-6) * float(reference.optimal_errors(w, H, kept[None]))
 
 
 def test_a_tableau_after_pivots_is_a_fresh_one():
@@ -264,7 +269,7 @@ def test_a_tableau_after_pivots_is_a_fresh_one():
 
 @pytest.mark.parametrize("pattern", PATTERNS, **SLUG)
 def test_batches_of_swaps_end_near_the_exact_search(pattern):
-    """Within 10 %: measured are 1 to 8 % here, but 43 % for 2:4 where the Gram matrix has a condition of 1e4."""
+    """Within 10 %: measured are 1 to 8 % here, but 43 % for 2:4 where the scaled Gram matrix has a condition of 3e4."""
     p = correlated(1, rows=16, columns=64)
     ends = {}
     for exact_inputs in (64, 63):
