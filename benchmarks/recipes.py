@@ -5,7 +5,8 @@
     python benchmarks/recipes.py samples    --model FOLDER --calibration TEXT --evaluation TEXT 0.6
 
 Texts are .txt, .jsonl or .parquet files. `errors`: on the dense model's activations, the layer error of every mask and
-refinement with every update, as the geometric mean over all linears relative to the mask wanda without an update.
+refinement with every update, as the geometric mean over all linears relative to the mask wanda without an update;
+`--layers FILE` keeps those of every linear as CSV. (mrp's solution M is exact, damped otherwise, and left out.)
 `perplexity`: by the papers' protocol, each block calibrated on what the pruned blocks before it give. `samples`: the
 same for a few recipes over the number of calibration sequences. Tables are printed as Markdown; rows as they come to
 the log. The whole model is in memory, and one process does it all: for models of a laptop's size.
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import torch
 
 import gramprune as gp
-from gramprune import calibration, joint, masks, methods, updates
+from gramprune import calibration, joint, masks, methods
 from gramprune.blocks import inputs_of, is_transposed, linears, open_blocks, shared_inputs
 from gramprune.gram import accumulate
 from gramprune.perplexity import perplexity, windows
@@ -30,7 +31,7 @@ from gramprune.settings import Dataset
 from gramprune.sources import documents
 
 BATCH = 8
-ORDER = ["none", "sparsegpt", "mrp", "admm", "pcg", "exact"]
+UPDATES = [("none", {}), ("sparsegpt", {}), ("mrp", {"solution": "S"}), ("admm", {}), ("pcg", {}), ("exact", {})]
 REFINEMENTS = [("wanda", "dsnot"), ("wanda", "sparseswaps"), ("wanda", "swaps-reoptimised")]
 RECIPES = [  # mask, refinement, update, target
     ("magnitude", "none", "none", "own"),
@@ -75,6 +76,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="tokens per sequence and window")
     parser.add_argument("--windows", type=int, default=400)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--layers", type=Path, help="CSV file for the layer errors of every linear")
     parser.add_argument("--only", default="", help="recipes whose name has this in it")
     parser.add_argument("--skip", help="but not those whose name has this in it")
     arguments = parser.parse_args()
@@ -155,6 +157,9 @@ def errors(arguments: argparse.Namespace, patterns: list[gp.Pattern]) -> dict[st
                 started = time.perf_counter()
                 for row, column, value in layer_errors(weights[name], gram, pattern):
                     logs.setdefault(f"{pattern} {row}", {}).setdefault(column, []).append(math.log(value))
+                    if arguments.layers:
+                        with open(arguments.layers, "a") as file:
+                            file.write(f"{index},{name},{pattern},{row},{column},{value:.6g}\n")
                 print(f"block {index} {name} {pattern}: {time.perf_counter() - started:.1f} s", file=sys.stderr)
         with blocks.loaded(index):
             hidden = [blocks.forward(b, hidden[n] if hidden else None)[1] for n, b in enumerate(tokens.split(BATCH))]
@@ -178,9 +183,9 @@ def layer_errors(weight: torch.Tensor, gram: gp.Gram, pattern: gp.Pattern):
     for mask, refinement in REFINEMENTS:
         chosen[f"{mask} + {refinement}"], _ = gp.refine_mask(weight, gram, chosen[mask], pattern, refinement)
     for label, mask in chosen.items():
-        for update in sorted(methods.names(updates), key=ORDER.index):
-            new, _ = gp.update_weight(weight, gram, mask, update)
-            yield label, update, gp.layer_error(weight, new, gram) / unit
+        for update, options in UPDATES:
+            new, _ = gp.update_weight(weight, gram, mask, update, **options)
+            yield label, " ".join([update, *options.values()]), gp.layer_error(weight, new, gram) / unit
 
 
 @torch.no_grad()

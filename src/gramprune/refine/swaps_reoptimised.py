@@ -1,7 +1,8 @@
 """Swaps under re-optimised weights: exchange a kept for a pruned weight by what it does to the *updated* row's error.
 
-When to use: for the lowest layer error, followed by the update exact with the same damping; any mask is a start, a good
-one saves time. (sparseswaps keeps the kept weights as they are, and so optimises another error.)
+When to use: for the lowest layer error, followed by the update exact with the same damping. Any mask is a start; from
+one by alps it takes fewer swaps, and on ill-conditioned layers ends lower. (sparseswaps keeps the kept weights as they
+are, and so optimises another error.)
 
 One row, in scaled coordinates with the damped Ĥ (see Gram): v is the masked least squares on the kept inputs K, and
 r = Ĥ(w − v), which is zero on K. Let A = (Ĥ_KK)⁻¹, B = A Ĥ_KP and S = Ĥ_PP − Ĥ_PK B. Adding p to K lowers the error by
