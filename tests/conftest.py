@@ -93,7 +93,7 @@ class Clone:
             arguments = (*arguments, "--configfile", "other.yaml")
         environment = {**os.environ, "PYTHONPATH": "", "COLUMNS": "200"}
         command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600)
+        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=1800)
 
     def run(self, *arguments: str, config: dict[str, Any] | None = None) -> None:
         done = self.snakemake(*arguments, config=config)
