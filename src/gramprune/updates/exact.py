@@ -19,7 +19,7 @@ from gramprune.gram import ESCALATIONS, Gram, log
 from gramprune.numerics import equal_rows, parts
 
 DAMPING = 0.01
-SYSTEMS = 2**22  # elements of a batch of systems and what is computed with them, on a CPU
+SYSTEMS = 2**20  # elements of a batch of systems and what is computed with them, on a CPU
 
 
 def update(
