@@ -56,8 +56,8 @@ def return_freed_memory() -> None:
     """Have glibc give freed tensors back at once: it would keep those under 32 MiB, up to half of a job's memory."""
     with contextlib.suppress(AttributeError, OSError):  # other systems have no mallopt
         libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 22)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 1 << 26)  # M_TRIM_THRESHOLD: but not the small ones, which loops need again and again
+        libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 1 << 24)  # M_TRIM_THRESHOLD: but not the small ones, which loops need again and again
 
 
 def process_start() -> float:
