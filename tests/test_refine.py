@@ -254,7 +254,9 @@ def test_a_tableau_after_pivots_is_a_fresh_one():
 
     def fresh(mask: Tensor) -> tuple[Tensor, Tensor]:
         v = reference.least_squares(dense, system, mask)
-        return swaps_reoptimised._tableau(system, mask.nonzero()[:, 1].view(len(mask), -1)), v - (dense - v) @ system
+        return swaps_reoptimised._tableau(system, mask.nonzero()[:, 1].view(len(mask), -1), ""), v - (
+            dense - v
+        ) @ system
 
     mask = start(p, (0.5, "row"), "random")
     tableau, state = (tensor.clone() for tensor in fresh(mask))
@@ -360,3 +362,10 @@ def test_what_a_refinement_lacks_is_said_in_one_sentence():
         with pytest.raises(GrampruneError) as error:
             refine_mask(p.weight, gram, given_mask, pattern, method)
         assert_sentence(error, "block 3 q_proj", *words)
+
+
+def test_kept_weights_without_a_definite_system_are_an_error_and_not_an_end_of_the_search():
+    system = torch.ones(4, 4)  # rank one
+    with pytest.raises(GrampruneError) as error:
+        swaps_reoptimised._tableau(system, torch.tensor([[0, 1]]), "block 3, q_proj")
+    assert_sentence(error, "block 3, q_proj", "not positive definite", "damping")

@@ -63,7 +63,7 @@ def refine(
     dense, size, limit = weight * gram.norms, pattern.group, max_swaps or 4 * weight.shape[1]
     exactly = weight.shape[1] <= exact_inputs
     if exactly:
-        refined, swaps = _exactly(dense, system, mask, size, limit)
+        refined, swaps = _exactly(dense, system, mask, size, limit, gram.name)
     else:
         inverse = gram.inverse(damping)[0].diagonal() ** BETWEEN / system.diagonal() ** (1 - BETWEEN)
         refined, swaps = _in_batches(dense, system, inverse, mask, before * gram.norms, size, limit)
@@ -85,7 +85,7 @@ def _errors(difference: Tensor, system: Tensor) -> Tensor:
     return (difference @ system).mul_(difference).sum(dim=1)
 
 
-def _exactly(dense: Tensor, system: Tensor, mask: Tensor, size: int, limit: int) -> tuple[Tensor, Tensor]:
+def _exactly(dense: Tensor, system: Tensor, mask: Tensor, size: int, limit: int, name: str) -> tuple[Tensor, Tensor]:
     """Masks and swaps of the best exchanges, one after the other. size: of the pattern's groups, 0 for none."""
     columns, mask = dense.shape[1], mask.clone()
     swaps = torch.zeros(len(mask), dtype=torch.int64, device=mask.device)
@@ -94,7 +94,7 @@ def _exactly(dense: Tensor, system: Tensor, mask: Tensor, size: int, limit: int)
     for rows, kept, pruned in equal_rows(mask, lambda count: 4 * columns**2, dense, TABLEAUS):
         if not kept.shape[1] or not pruned.shape[1]:
             continue
-        tableau = _tableau(system, kept)
+        tableau = _tableau(system, kept, name)
         right = dense[rows] @ system
         # v where kept; −r where pruned, which is what the tableau gives for inputs Ĥw on K, minus Ĥw.
         state = (tableau @ right.masked_fill(~mask[rows], 0)[:, :, None])[:, :, 0] - right.masked_fill(mask[rows], 0)
@@ -124,11 +124,16 @@ def _compact(tableau: Tensor, going: Tensor) -> Tensor:
     return places
 
 
-def _tableau(system: Tensor, kept: Tensor) -> Tensor:
-    """T (rows, in, in) of the kept columns (rows, k), in the inputs' own order."""
+def _tableau(system: Tensor, kept: Tensor, name: str) -> Tensor:
+    """T (rows, in, in) of the kept columns (rows, k), in the inputs' own order. name: of the layer, for the error."""
     rows, columns = len(kept), len(system)
     cross = parts(system, kept, torch.arange(columns, device=kept.device).expand(rows, -1))  # Ĥ_K: (rows, k, in)
-    factor = torch.linalg.cholesky_ex(parts(system, kept, kept))[0]
+    factor, info = torch.linalg.cholesky_ex(parts(system, kept, kept))
+    if info.any():  # not NaN, which would look like a row that needs no swap
+        raise GrampruneError(
+            f"{name}: the systems of kept weights are not positive definite in {system.dtype}; raise the damping of "
+            "swaps-reoptimised, use more samples or `precision: float64`."
+        )
     half = torch.linalg.solve_triangular(factor, cross, upper=False)
     tableau = torch.baddbmm(system, half.mT, half, alpha=-1)
     spread = torch.linalg.solve_triangular(factor.mT, half, upper=True)  # A Ĥ_K, so the identity on K and B on P
