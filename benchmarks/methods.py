@@ -171,8 +171,7 @@ def times(name: str, weight: torch.Tensor, matrix: torch.Tensor, pattern: gp.Pat
         print(f"{name} {pattern}: {kind} {method}: {seconds:.2f} s, error {error / unit:.4f}{memory}{note}", flush=True)
 
     for method in methods.names(masks):
-        if method not in methods.names(joint):
-            row("mask", method, lambda m=method: (weight * gp.select_mask(weight, matrix, pattern, m), ""))
+        row("mask", method, lambda m=method: (weight * gp.select_mask(weight, matrix, pattern, m), ""))
     for method in methods.names(joint):
         row("joint", method, lambda m=method: (gp.prune_weight(weight, matrix, pattern, m)[1], ""))
     for method in methods.names(updates):

@@ -175,11 +175,10 @@ def layer_errors(weight: torch.Tensor, gram: gp.Gram, pattern: gp.Pattern):
     unit = gp.layer_error(weight, weight * wanda, gram)
     chosen = {}
     for method in methods.names(masks):
-        if method in methods.names(joint):
-            chosen[method], new, _ = gp.prune_weight(weight, gram, pattern, method)
-            yield method, "joint", gp.layer_error(weight, new, gram) / unit
-        else:
-            chosen[method] = gp.select_mask(weight, gram, pattern, method)
+        chosen[method] = gp.select_mask(weight, gram, pattern, method)
+    for method in methods.names(joint):
+        chosen[method], new, _ = gp.prune_weight(weight, gram, pattern, method)
+        yield method, "joint", gp.layer_error(weight, new, gram) / unit
     for mask, refinement in REFINEMENTS:
         chosen[f"{mask} + {refinement}"], _ = gp.refine_mask(weight, gram, chosen[mask], pattern, refinement)
     for label, mask in chosen.items():

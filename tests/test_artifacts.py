@@ -302,7 +302,7 @@ def test_the_code_digest_does_not_see_words_nor_layout(package, changed, change)
 
 @pytest.mark.parametrize(
     "changed",
-    ["masks/magnitude.py", "masks/admm.py", "joint/admm.py", "updates/admm.py", "stages/update.py", "__init__.py"],
+    ["masks/magnitude.py", "joint/alps.py", "joint/admm.py", "updates/admm.py", "stages/update.py", "__init__.py"],
 )
 def test_the_code_digest_does_not_see_other_methods_nor_other_stages(package, changed):
     assert wanda_code(package) == wanda_code(package, changed, add_code)

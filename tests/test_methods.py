@@ -133,7 +133,7 @@ def test_the_gradual_ramp_ends_in_an_exact_group_mask(value, iterations, ramp):
         assert (nonzero.reshape(-1, group).sum(dim=1) == keep).all()
 
 
-@pytest.mark.parametrize("method", sorted({*methods.names(masks)} - {"magnitude"}))
+@pytest.mark.parametrize("method", sorted({*masks.names()} - {"magnitude"}))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dead_inputs_are_pruned_first(method, dtype):
     """By all that look at the inputs, as Wanda, arXiv 2306.11695: their score is zero."""
@@ -176,7 +176,7 @@ def test_permuting_the_inputs_permutes_the_result(pattern):
     ]
     order = torch.cat(groups)
     weight, gram = p.weight[:, order], p.gram[order][:, order]
-    for method in {*methods.names(masks)} - {"sparsegpt"}:
+    for method in {*masks.names()} - {"sparsegpt"}:
         expected = select_mask(p.weight, p.gram, parsed, method)
         assert torch.equal(select_mask(weight, gram, parsed, method), expected[:, order])
     for method in {*methods.names(updates)} - {"sparsegpt"}:
@@ -190,7 +190,7 @@ def test_permuting_the_inputs_permutes_the_result(pattern):
 def test_the_same_call_gives_the_same_bits_and_leaves_its_arguments_alone(pattern, dtype):
     p, before = problem("well_conditioned", dtype), problem("well_conditioned", dtype)
     parsed, given = Pattern.parse(*pattern), wanda_mask(p, pattern)
-    for method in methods.names(masks):
+    for method in masks.names():
         calls = [select_mask(p.weight, p.gram, parsed, method) for _ in range(2)]
         assert torch.equal(*calls)
     for method in methods.names(updates):
@@ -228,7 +228,7 @@ def test_the_settings_know_the_methods_of_the_folders():
     def known(annotation) -> set[str]:
         return {name for section in settings.sections_in(annotation) for name in settings.names_of(section)}
 
-    assert known(settings.MaskMethod) == set(methods.names(masks))
+    assert known(settings.MaskMethod) == set(masks.names())
     assert known(settings.UpdateMethod) == {*methods.names(updates), "joint"}
     assert set(methods.names(joint)) == settings.JOINT
 

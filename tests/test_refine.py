@@ -323,7 +323,7 @@ def test_reoptimised_swaps_keep_to_their_number(exact_inputs):
 def test_every_refinement_keeps_the_counts_of_every_mask_and_its_arguments(pattern, method):
     for structure, dtype in (("well_conditioned", torch.float32), ("dead_inputs", torch.float64)):
         p, before = problem(structure, dtype), problem(structure, dtype)
-        for first in methods.names(masks):
+        for first in masks.names():
             mask = select_mask(p.weight, p.gram, Pattern.parse(*pattern), first)
             given_mask = mask.clone()
             refined, _ = run(p, mask, pattern, method)

@@ -124,8 +124,12 @@ def test_a_dataset_may_have_the_name_of_a_method():
 
 
 FUNCTIONS = {"mask": (masks, "select"), "refine": (refine, "refine"), "update": (updates, "update")}
-OPTIONS = [(key, section) for key in FUNCTIONS for section in options.METHODS[key] if section is not options.Joint]
-OPTIONS += [("joint", section) for section in options.METHODS["mask"] if options.names_of(section)[0] in options.JOINT]
+OPTIONS = [
+    ("joint" if key == "mask" and options.names_of(section)[0] in options.JOINT else key, section)
+    for key, sections in options.METHODS.items()
+    for section in sections
+    if key in FUNCTIONS and section is not options.Joint
+]
 
 
 @pytest.mark.parametrize("kind, section", OPTIONS, ids=lambda value: getattr(value, "__name__", value))
@@ -133,8 +137,6 @@ def test_every_option_is_a_parameter_of_the_method_with_the_same_default(kind, s
     (name,) = options.names_of(section)
     package, function = (joint, "prune") if kind == "joint" else FUNCTIONS[kind]
     parameters = inspect.signature(methods.load(package, name, function)).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # handed on
-        parameters = inspect.signature(methods.load(joint, name, "prune")).parameters
     defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
     assert section(method=name).model_dump(exclude={"method"}) == defaults
 
@@ -142,7 +144,7 @@ def test_every_option_is_a_parameter_of_the_method_with_the_same_default(kind, s
 def test_every_method_of_the_library_can_be_chosen():
     for key, (package, _) in FUNCTIONS.items():
         chosen = {name for section in options.METHODS[key] for name in options.names_of(section)}
-        assert chosen - {"joint"} == set(methods.names(package))
+        assert chosen - {"joint"} == {*methods.names(package)} | ({*methods.names(joint)} if key == "mask" else set())
     assert set(methods.names(joint)) == options.JOINT
     assert mrp.LIMIT == options.MRP_PATTERNS
     assert inspect.signature(gp.retarget_weight).parameters["pull"].default == options.DenseTarget(method="dense").pull

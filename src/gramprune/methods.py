@@ -24,11 +24,14 @@ def names(package: ModuleType) -> list[str]:
     return sorted(module.name.replace("_", "-") for module in iter_modules(package.__path__))
 
 
-def load(package: ModuleType, method: str, function: str) -> Callable:
-    """The function of that method. Raises GrampruneError for an unknown name, with the nearest known one."""
+def load(package: ModuleType, method: str, function: str, known: list[str] | None = None) -> Callable:
+    """The function of that method. known: the names to suggest, the package's by default.
+
+    Raises GrampruneError for an unknown name, with the nearest known one.
+    """
     if method not in names(package):
         kind = package.__name__.rpartition(".")[2]
-        raise GrampruneError(f"there is no method {method!r} in {kind}; {suggest(method, names(package))}")
+        raise GrampruneError(f"there is no method {method!r} in {kind}; {suggest(method, known or names(package))}")
     return getattr(import_module(f"{package.__name__}.{method.replace('-', '_')}"), function)
 
 

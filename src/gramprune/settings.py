@@ -241,6 +241,11 @@ class Run(Section):
         return {**_split(self.mask), **self.pattern_settings, **self.problem_settings}
 
     @property
+    def mask_module(self) -> str:
+        """The module of its mask's method, below `gramprune`."""
+        return f"{'joint' if self.mask.method in JOINT else 'masks'}.{self.mask.method}"
+
+    @property
     def mask_slug(self) -> str:
         """A file name for its masks: the same for all runs with the same mask settings."""
         parts = [_slug(self.mask, self.pattern.slug)]
@@ -256,6 +261,11 @@ class Run(Section):
         return {**_split(self.refine), **self.pattern_settings, **self.problem_settings}
 
     @property
+    def refine_module(self) -> str:
+        """The module of its refinement's method, below `gramprune`."""
+        return f"refine.{self.refine.method}"
+
+    @property
     def refine_slug(self) -> str:
         """A file name for its refinement, behind that of the masks."""
         return _slug(self.refine)
@@ -268,7 +278,7 @@ class Run(Section):
     @property
     def update_module(self) -> str:
         """The module of its update's method, below `gramprune`."""
-        return f"joint.{self.mask.method}" if self.joint else f"updates.{self.update.method}"
+        return self.mask_module if self.joint else f"updates.{self.update.method}"
 
     @property
     def update_settings(self) -> dict[str, Any]:

@@ -38,9 +38,10 @@ config.update(SETTINGS.model_dump())
 MODELS = {model.name: model for model in SETTINGS.model}
 RUNS = {run.name: run for run in SETTINGS.runs}
 RECIPES = [recipe for run in SETTINGS.runs for recipe in (run, run.at_dense_inputs)]
-MASKS = {recipe.mask_slug: recipe.mask_settings for recipe in RECIPES}
+# A recipe of those that share a mask, or a refinement of it.
+MASKS = {recipe.mask_slug: recipe for recipe in RECIPES}
 REFINEMENTS = {
-    (recipe.mask_slug, recipe.refine_slug): recipe.refine_settings
+    (recipe.mask_slug, recipe.refine_slug): recipe
     for recipe in RECIPES
     if recipe.refined
 }

@@ -14,8 +14,8 @@ rule mask:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
     params:
-        settings=lambda w: canonical(MASKS[w.mask]),
-        code=lambda w: code("stages.mask", f"masks.{MASKS[w.mask]['method']}"),
+        settings=lambda w: canonical(MASKS[w.mask].mask_settings),
+        code=lambda w: code("stages.mask", MASKS[w.mask].mask_module),
     script:
         "../scripts/mask.py"
 
@@ -34,12 +34,10 @@ rule refine:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
     params:
-        settings=lambda w: canonical(REFINEMENTS[w.mask, w.refine]),
-        code=lambda w: code(
-            "stages.refine", f"refine.{REFINEMENTS[w.mask, w.refine]['method']}"
-        ),
+        settings=lambda w: canonical(REFINEMENTS[w.mask, w.refine].refine_settings),
+        code=lambda w: code("stages.mask", REFINEMENTS[w.mask, w.refine].refine_module),
     script:
-        "../scripts/refine.py"
+        "../scripts/mask.py"
 
 
 rule update:

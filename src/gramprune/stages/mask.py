@@ -1,4 +1,4 @@
-"""Mask selection for all linears of a block."""
+"""Masks for all linears of a block: selected, or refined from masks that were."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 from gramprune import artifacts, machine
 from gramprune.checkpoint import Weights
+from gramprune.gram import layer_error
 from gramprune.masks import select_mask
-from gramprune.pruned import each_linear, measures, write_metrics
+from gramprune.pruned import each_linear, masks_for, measures, plain, read_mask, write_metrics
+from gramprune.refine import refine_mask
 from gramprune.sparsity import Pattern
 from gramprune.stages.fetch import manifest_of
 
@@ -17,6 +19,7 @@ from gramprune.stages.fetch import manifest_of
 def mask_block(
     model: Path,  # manifest
     grams: Path,
+    mask: Path | None,  # to be refined; None: one is selected
     output: Path,  # `<linear>.mask` (out, ⌈in/8⌉) uint8, bits
     metrics: Path,  # output
     block: int,
@@ -25,23 +28,32 @@ def mask_block(
     code: str,
     device: str,
 ) -> None:
-    """Choose the mask of every linear of a block from its dense weight and Gram matrix."""
+    """Choose the mask of every linear of a block from its dense weight and Gram matrix, or improve the one it has.
+
+    Raises GrampruneError if a mask to be refined was made from other Gram matrices.
+    """
     started, device = time.monotonic(), machine.device(device)
     manifest = manifest_of(model)
-    source = artifacts.read(grams, stage="gram", model=manifest["fingerprint"], block=block)
+    parents = {"gram": artifacts.read(grams, stage="gram", model=manifest["fingerprint"], block=block)}
+    if mask is not None:
+        parents["mask"] = masks_for(mask, parents["gram"])
     weights = Weights(manifest["folder"])
     pattern = Pattern.parse(settings["pattern"], settings["granularity"])
-    linears = source.provenance["linears"]
+    linears = parents["gram"].provenance["linears"]
     about = {"model": manifest["fingerprint"], "block": block, "linears": linears}
     shapes = {f"{name}.mask": artifacts.mask_shape(*linear["shape"]) for name, linear in linears.items()}
+    method, options = settings["method"], settings["options"]
     rows = []
-    with artifacts.writing(
-        output, shapes, artifacts.provenance("mask", settings, code, {"gram": source}, **about)
-    ) as writer:
-        for name, weight, gram in each_linear(source, weights, settings, device):
+    with artifacts.writing(output, shapes, artifacts.provenance("mask", settings, code, parents, **about)) as writer:
+        for name, weight, gram in each_linear(parents["gram"], weights, settings, device):
             began = time.monotonic()
-            mask = select_mask(weight, gram, pattern, settings["method"], **settings["options"])
-            writer.append(f"{name}.mask", artifacts.pack_mask(mask))
-            pruned = weight.where(mask, 0)
-            rows.append({"linear": name, **measures(weight, pruned, gram), "seconds": time.monotonic() - began})
-    write_metrics(metrics, "mask", labels, started, rows)
+            if mask is None:
+                chosen, measured = select_mask(weight, gram, pattern, method, **options), {}
+            else:
+                given = read_mask(parents["mask"], name).to(device)
+                chosen, stats = refine_mask(weight, gram, given, pattern, method, **options)
+                measured = {**plain(stats), "error_before": layer_error(weight, weight.where(given, 0), gram)}
+            writer.append(f"{name}.mask", artifacts.pack_mask(chosen))
+            measured |= measures(weight, weight.where(chosen, 0), gram)  # the same error for all methods
+            rows.append({"linear": name, **measured, "seconds": time.monotonic() - began})
+    write_metrics(metrics, "mask" if mask is None else "refine", labels, started, rows)
