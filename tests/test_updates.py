@@ -105,6 +105,17 @@ def test_the_two_forms_of_exact_agree_for_rows_that_keep_all_some_and_nothing(dt
         assert not new[1].any()
 
 
+@pytest.mark.parametrize("always_pruned", [False, True])
+def test_systems_that_are_padded_for_the_caches_sake_give_the_same_optimum(always_pruned):
+    generator = torch.Generator().manual_seed(0)
+    columns = 2 * exact.ALIASED  # 2:4 keeps half of them
+    weight, inputs = (torch.randn(n, columns, generator=generator, dtype=torch.float64) for n in (3, 2 * columns))
+    gram = inputs.T @ inputs
+    mask = reference.wanda(weight, gram, ("2:4", "row"))
+    new, _ = exact.solve(weight, Gram(gram), mask, 0.01, always_pruned=always_pruned)
+    assert_near(new, reference.least_squares(weight, reference.ridge(gram, 0.01), mask))
+
+
 @pytest.mark.parametrize("pattern", [(0.5, "matrix"), (0.7, "row"), ("1:4", "row")], **SLUG)
 @pytest.mark.parametrize("options", [{"method": "exact"}, {"method": "mrp", "solution": "M"}], ids=["exact", "mrp"])
 def test_the_length_of_the_batches_does_not_change_the_result(options, pattern, monkeypatch):

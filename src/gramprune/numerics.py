@@ -55,5 +55,6 @@ def equal_rows(
 
 def parts(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """(b, i, j): `matrix[rows[b], columns[b]]` for every b; rows (b, i), columns (b, j). Fast: one flat selection."""
-    flat = rows[:, :, None] * matrix.shape[1] + columns[:, None, :]
+    short = torch.int32 if matrix.numel() < 2**31 else torch.int64  # half of the memory traffic
+    flat = rows.to(short)[:, :, None] * matrix.shape[1] + columns.to(short)[:, None, :]
     return matrix.reshape(-1).index_select(0, flat.flatten()).view(flat.shape)

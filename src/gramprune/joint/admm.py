@@ -36,11 +36,11 @@ def prune(
         raise GrampruneError(f"{gram.name}: there is no schedule {schedule!r} of admm; {suggest(schedule, SCHEDULES)}")
     mask = None
 
-    def choose(step: int, scores: Tensor) -> Tensor:
+    def choose(step: int, proposal: Tensor) -> Tensor:
         nonlocal mask
         if step < ramp:
             progress = 1.0 if schedule == "jump" else 1 - (1 - (step + 1) / ramp) ** 3
-            mask = gradual_mask(scores, pattern, progress)
+            mask = gradual_mask(proposal.abs(), pattern, progress)
         return mask
 
     new, mask, stats = iterate(weight, gram, choose, iterations, damping, rho)

@@ -88,7 +88,7 @@ def refine(
     find, shortlist = (within_groups(scaled, pattern.group), 0) if pattern.group else (anywhere(scaled), SHORTLIST)
     # Rounding could make exchanges undo each other for ever; this is far more than a row needs.
     limit = max_swaps or 4 * weight.shape[1]
-    size = rows_per_batch(weight.shape[1] * (32 + 4 * pattern.group), weight)
+    size = rows_per_batch(weight.shape[1] * (8 + 4 * pattern.group), weight)
     batches = [
         search(rows, kept, scaled, find, shortlist, limit, tolerance)
         for rows, kept in zip(dense.split(size), mask.split(size), strict=True)

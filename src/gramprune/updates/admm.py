@@ -29,14 +29,14 @@ def update(
     rho: float = RHO,
 ) -> tuple[Tensor, dict]:
     """The weights after `iterations` steps, zero outside the mask."""
-    new, _, stats = iterate(weight, gram, lambda step, scores: mask, iterations, damping, rho)
+    new, _, stats = iterate(weight, gram, lambda step, proposal: mask, iterations, damping, rho)
     return new, stats
 
 
 def iterate(
     weight: Tensor,  # (out, in)
     gram: Gram,
-    choose: Callable[[int, Tensor], Tensor],  # (step from 0, |V + U| in scaled coordinates, its to use up) -> mask
+    choose: Callable[[int, Tensor], Tensor],  # (step from 0, V + U in scaled coordinates) -> mask
     iterations: int,
     damping: float,
     rho: float,
@@ -52,19 +52,14 @@ def iterate(
         )
     inverse, damping = gram.inverse(damping, shift=rho)
     dense = weight * gram.norms  # dead inputs: 0, so they are pruned first wherever the mask is chosen here
-    # (ŴĜ)(Ĝ + ρI)⁻¹ = Ŵ − ρ Ŵ(Ĝ + ρI)⁻¹: the same damped Ĝ on both sides, one product instead of two.
-    target = (dense @ inverse).mul_(-rho).add_(dense)
+    # V = Ŵ + ρ (Z − U − Ŵ)(Ĝ + ρI)⁻¹: the same damped Ĝ on both sides, so one product without it.
     # In place, as these are a job's largest tensors. Z is the proposal V + U where kept, and the new U is the
     # proposal where pruned, so Z − U is the proposal with its sign turned where pruned.
-    current, dual, difference = dense, torch.zeros_like(dense), torch.empty_like(dense)
+    proposal, dual, zero = dense.clone(), torch.empty_like(dense), dense.new_zeros(())
     for step in range(iterations):
-        proposal = dual.add_(current)
-        mask = choose(step, torch.abs(proposal, out=difference))
-        torch.neg(proposal, out=difference)
-        torch.where(mask, proposal, difference, out=difference)
-        dual = proposal.masked_fill_(mask, 0)
-        current = torch.mm(difference, inverse, out=current).mul_(rho).add_(target)
-    del target, difference
-    new = dual.add_(current)
-    del current, dense
-    return gram.unscaled(new, weight, mask), mask, {"iterations": iterations, "damping": damping}
+        mask = choose(step, proposal)
+        torch.where(mask, zero, proposal, out=dual)
+        difference = proposal.sub_(dual, alpha=2).sub_(dense)
+        proposal, dual = dual.add_(dense).addmm_(difference, inverse, alpha=rho), difference
+    del dense, dual, difference
+    return gram.unscaled(proposal, weight, mask), mask, {"iterations": iterations, "damping": damping}
