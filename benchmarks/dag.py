@@ -40,7 +40,7 @@ from gramprune import checks, fingerprint
 imported = time.perf_counter()
 checks.check(yaml.safe_load(open("config.yaml")))
 checked = time.perf_counter()
-stages = ["calibrate", "capture", "mask", "refine", "update", "assemble", "evaluate", "fetch", "summarise"]
+stages = ["calibrate", "capture", "mask", "update", "assemble", "evaluate", "fetch", "summarise"]
 for stage in stages:
     fingerprint.code(f"gramprune.stages.{stage}")
 print(imported - started, checked - imported, time.perf_counter() - checked)
