@@ -3,6 +3,8 @@
 #   snakemake --cores 8                 the runs of config.yaml
 #   snakemake --cores 8 --configfile examples/llama-3.2-1b.yaml
 #   snakemake -n                        what would be done, and why
+#   snakemake --cores 1 plan            what it would take: jobs, memory, disk, time
+#   snakemake --cores 1 tidy            remove what finished runs no longer need
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -24,12 +26,15 @@ include: "workflow/rules/prune.smk"
 include: "workflow/rules/checkpoint.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/results.smk"
+include: "workflow/rules/manage.smk"
 
 
 localrules:
     all,
     fetch_model,
     fetch_data,
+    plan,
+    tidy,
 
 
 rule all:

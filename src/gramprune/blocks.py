@@ -45,6 +45,9 @@ class Blocks:
         self.dtype, self.device, self._source = dtype, device, source
         self._blocks = list(self._list)
         _refuse_fused(self._blocks, config)
+        everything, base, inside = map(_parameters, (whole, self.model, self._list))
+        self.sizes = {"outside": base - inside, "head": everything - base}
+        """Numbers of parameters that are in no block."""
         self._members: int | None = None  # of what a block returns: 0 for a tensor, else the tuple's length
         self._loaded: nn.Module | None = None
         for index, block in enumerate(self._blocks):
@@ -241,6 +244,11 @@ def _refuse_fused(blocks: list[nn.Module], config: PreTrainedConfig) -> None:
                     f"model type {config.model_type}: block {index} fuses its experts into {name}.{fused[0]}; "
                     "mixture-of-experts models cannot be pruned yet."
                 )
+
+
+def _parameters(module: nn.Module) -> int:
+    """How many; tied ones count once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -12,8 +12,10 @@ from gramprune.layout import selected
 from gramprune.settings import Settings
 
 
-def check(config: dict[str, Any]) -> tuple[Settings, dict[str, dict[str, Any]]]:
+def check(config: dict[str, Any], planning: bool = False) -> tuple[Settings, dict[str, dict[str, Any]]]:
     """The settings of a parsed config.yaml, and the layout of every model by name.
+
+    planning: only the models' config.json are needed, not weights and texts.
 
     Raises GrampruneError with one sentence for a setting that is wrong or that a model or text cannot satisfy.
     """
@@ -25,7 +27,10 @@ def check(config: dict[str, Any]) -> tuple[Settings, dict[str, dict[str, Any]]]:
         found = layout.cached(path, source, lambda source=source: sources.model_config(*source))
         check_model(found, model.name, chosen)
         layouts[model.name] = found
-    check_texts(chosen)
+        if model.kind == "folder" and not planning:
+            sources.check_folder(model.location)
+    if not planning:
+        check_texts(chosen)
     return chosen, layouts
 
 

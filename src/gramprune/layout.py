@@ -43,7 +43,9 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
     """Blocks, their linears and the context length of the model that a config.json describes.
 
     `blocks[i]["linears"]` maps a linear's name to `rows`, `columns` and `input`, the first linear with the same input;
-    `blocks[i]["unseen"]` lists linears whose weight is read without calling the module: they stay dense.
+    `blocks[i]["unseen"]` lists linears whose weight is read without calling the module: they stay dense. Besides: the
+    number of `parameters` of every block, `outside` the blocks and of the `head` where it is not tied; hidden `width`,
+    `vocabulary` and `dtype`.
     Raises GrampruneError for architectures that cannot be pruned.
     """
     import torch
@@ -77,12 +79,17 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
                     for rows, columns in [(b, a) if transposed else (a, b)]
                 },
                 "unseen": sorted(shapes.keys() - first.keys()),
+                "parameters": sum(p.numel() for p in blocks[index].parameters()),
             }
         described.append(kinds[kind])
     text = parsed.get_text_config()
     return {
         "model_type": config["model_type"],
         "context": getattr(text, "max_position_embeddings", None),
+        "dtype": str(text.dtype or "float32").removeprefix("torch."),
+        "width": text.hidden_size,
+        "vocabulary": text.vocab_size,
+        **blocks.sizes,
         "blocks": described,
     }
 

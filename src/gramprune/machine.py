@@ -1,9 +1,52 @@
-"""The machine that a job runs on: its device and how much memory was used."""
+"""The machine that a job runs on: its device, and how much memory was used."""
 
+import fcntl
+import getpass
+import logging
+import os
 import resource
 import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
 
 from gramprune.errors import GrampruneError
+
+log = logging.getLogger(__name__)
+_claimed = []  # open files, whose locks end with the process, however it ends
+
+
+def claim_gpu() -> None:
+    """Of several GPUs that are visible, make one this process's own, so that jobs beside it get others.
+
+    To be called before torch looks for GPUs. Where a scheduler shows a job its one GPU there is nothing to choose.
+    Waits until one is free.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        names = [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+    else:
+        names = [name for name in visible.split(",") if name]
+    if len(names) < 2:
+        return
+    waited = False
+    while not _claimed:
+        for name in names:
+            file = open(Path(tempfile.gettempdir(), f"gramprune-{getpass.getuser()}-gpu-{name}.lock"), "w")  # noqa: SIM115
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.close()
+                continue
+            _claimed.append(file)
+            os.environ["CUDA_VISIBLE_DEVICES"] = name
+            log.info("GPU %s of %s", name, ", ".join(names))
+            return
+        if not waited:
+            log.info("all of the GPUs %s are taken; waiting for one", ", ".join(names))
+            waited = True
+        time.sleep(1)
 
 
 def device(wanted: str) -> str:
@@ -23,8 +66,16 @@ def device(wanted: str) -> str:
 
 def peak_memory() -> dict[str, int]:
     """Largest memory of this process so far in MiB: `peak_host_mb`, and `peak_gpu_mb` where a GPU was used."""
-    peak = {"peak_host_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    peak = {"peak_host_mb": _peak_host() // 2**20}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         peak["peak_gpu_mb"] = torch.cuda.max_memory_allocated() // 2**20
     return peak
+
+
+def _peak_host() -> int:
+    """Bytes. Not `ru_maxrss` on Linux: it begins with what the process had that started this one."""
+    with suppress(OSError, StopIteration), open("/proc/self/status") as status:
+        return 1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest

@@ -311,6 +311,12 @@ class Settings(Section):
     batch_size: Positive = Field(8, description="Sequences or windows per forward pass; changes only rounding.")
     threads: Positive = Field(1, description="CPU threads per job.")
     results: str = Field("results", description="Folder of everything that is made.")
+    keep: Literal["all", "gram", "results"] = Field(
+        "all",
+        description="What stays when no job needs it any more: everything; Gram matrices, masks and weights, but no "
+        "hidden states; or only checkpoints, evaluations and tables. What is gone is computed again where a later "
+        "change needs it.",
+    )
 
     @field_validator("model", mode="before")
     @classmethod

@@ -32,10 +32,6 @@ def model_config(kind: str, source: str, revision: str | None) -> dict[str, Any]
             raise GrampruneError(f"model: the folder {source} does not exist; give a model folder or a hub id.")
         if not path.exists():
             raise GrampruneError(f"model: {source} has no config.json, so it is not a Hugging Face model folder.")
-        if not any(Path(source).glob("*.safetensors")):
-            raise GrampruneError(
-                f"model: {source} holds no .safetensors file; convert the checkpoint with save_pretrained first."
-            )
     else:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -53,6 +49,14 @@ def model_config(kind: str, source: str, revision: str | None) -> dict[str, Any]
         return config if isinstance(config["model_type"], str) else {}["model_type"]
     except (ValueError, KeyError, TypeError) as error:
         raise GrampruneError(f"model: {path} is not a model's config.json: expected JSON with a model_type.") from error
+
+
+def check_folder(source: str) -> None:
+    """Raises GrampruneError for a local model without weights."""
+    if not any(Path(source).glob("*.safetensors")):
+        raise GrampruneError(
+            f"model: {source} holds no .safetensors file; convert the checkpoint with save_pretrained first."
+        )
 
 
 def fetch_model(kind: str, source: str, revision: str | None, folder: Path, report=log.info) -> dict[str, Any]:

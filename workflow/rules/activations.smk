@@ -12,6 +12,8 @@ rule calibrate:
     conda:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
+    resources:
+        **needs(resources.calibrate),
     params:
         settings=canonical(SETTINGS.token_settings),
         code=code("stages.calibrate"),
@@ -27,14 +29,16 @@ rule capture:
         weights=pruned_before,
         dense=dense_inputs,
     output:
-        inputs="<results>/{model}/{trail}/block_{block}/inputs.safetensors",
-        gram="<results>/{model}/{trail}/block_{block}/gram.safetensors",
+        inputs=passing("<results>/{model}/{trail}/block_{block}/inputs.safetensors"),
+        gram=scratch("<results>/{model}/{trail}/block_{block}/gram.safetensors"),
         metrics="<results>/{model}/{trail}/block_{block}/gram.json",
     log:
         "<results>/logs/{model}/{trail}/block_{block}/capture.log",
     conda:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
+    resources:
+        **needs(resources.capture, block_number, aims_at_dense),
     params:
         settings=canonical(SETTINGS.capture_settings),
         code=code("stages.capture"),

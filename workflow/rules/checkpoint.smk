@@ -12,6 +12,8 @@ rule assemble:
     conda:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
+    resources:
+        **needs(resources.assemble),
     params:
         settings=lambda w: canonical(RUNS[w.run].model_dump()),
         code=code("stages.assemble"),

@@ -16,15 +16,16 @@ sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 from snakemake.logging import logger
 
-from gramprune import checks, fingerprint, layout
+from gramprune import checks, fingerprint, layout, resources
 from gramprune.errors import GrampruneError
 from gramprune.fingerprint import canonical
+from gramprune.pipeline import recipe_of, trail_of
 
 
 def checked():
     """Settings and layouts. A user's mistake ends here, in one sentence, before any job starts."""
     try:
-        return checks.check(config)
+        return checks.check(config, planning="plan" in sys.argv)
     except GrampruneError as error:
         sys.exit(f"gramprune: {error}")
 
@@ -79,15 +80,26 @@ def blocks_of(model):
     return [f"{index:03d}" for index in range(len(LAYOUTS[model]["blocks"]))]
 
 
-def trail_of(run, block):
-    """Where the activations come from that this run's block sees."""
-    return "dense" if int(block) == 0 or RUNS[run].propagation == "dense" else run
+def needs(stage, *more):
+    """The `resources` of a rule: what the library expects of this stage, given what more it depends on."""
+    return resources.requested(
+        lambda w: stage(LAYOUTS[w.model], SETTINGS, *(find(w) for find in more)),
+        SETTINGS,
+    )
 
 
-def recipe_of(run, block):
-    """A run as one of its blocks sees it: at the dense model's inputs there is but one target."""
-    recipe = RUNS[run]
-    return recipe if trail_of(run, block) == run else recipe.at_dense_inputs
+def block_number(w):
+    return int(w.block)
+
+
+def passing(path):
+    """Hidden states: they go, once no job needs them any more, unless everything is kept."""
+    return path if SETTINGS.keep == "all" else temp(path)
+
+
+def scratch(path):
+    """Gram matrices, masks and weights: they go too, where only results are kept."""
+    return temp(path) if SETTINGS.keep == "results" else path
 
 
 def block_path(model, trail, block, name):
@@ -96,7 +108,8 @@ def block_path(model, trail, block, name):
 
 def grams_of(w):
     """The Gram matrices that a run's block is pruned with."""
-    return block_path(w.model, trail_of(w.run, w.block), w.block, "gram.safetensors")
+    trail = trail_of(RUNS[w.run], int(w.block))
+    return block_path(w.model, trail, w.block, "gram.safetensors")
 
 
 def mask_of(w):
@@ -104,10 +117,16 @@ def mask_of(w):
     return [] if RUNS[w.run].joint else final_mask(w.model, w.run, w.block)
 
 
+def recipe_at(w):
+    """The run's recipe at its block."""
+    return recipe_of(RUNS[w.run], int(w.block))
+
+
 def final_mask(model, run, block):
     """The mask of a run's block, refined or not; where it is made, runs share it."""
-    name = f"masks/{recipe_of(run, block).final_mask}.safetensors"
-    return block_path(model, trail_of(run, block), block, name)
+    recipe = RUNS[run]
+    name = f"masks/{recipe_of(recipe, int(block)).final_mask}.safetensors"
+    return block_path(model, trail_of(recipe, int(block)), block, name)
 
 
 def pruned_block(model, run, block):
@@ -137,9 +156,14 @@ def pruned_before(w):
     )
 
 
+def aims_at_dense(w):
+    """Whether a trail's run aims at the dense model's outputs."""
+    return w.trail != "dense" and RUNS[w.trail].retargeted
+
+
 def dense_inputs(w):
     """The dense model's hidden states, which a run that aims at its outputs sees beside its own."""
-    if w.trail == "dense" or not RUNS[w.trail].retargeted:
+    if not aims_at_dense(w):
         return []
     return block_path(w.model, "dense", w.block, "inputs.safetensors")
 
@@ -173,14 +197,30 @@ def every_run():
     return [(model, run) for model in MODELS for run in ["dense", *RUNS]]
 
 
+def finished(w):
+    """Of every trail's folder, the files after which nothing of it is needed: for `dense`, those of all runs."""
+    found = {}
+    for model in MODELS:
+        for run in RUNS:
+            paths = [f"<results>/{model}/{run}/checkpoint/gramprune.json"]
+            paths += evaluations_of(model, run).values()
+            found[f"{model}/{run}"] = [
+                path.replace("<results>", SETTINGS.results) for path in paths
+            ]
+        found[f"{model}/dense"] = [
+            path for run in RUNS for path in found[f"{model}/{run}"]
+        ]
+    return found
+
+
 def every_metrics(w):
     """What the stages measured, each file once, however many runs share it."""
     found = []
     for model in MODELS:
         for run in RUNS.values():
             for block in blocks_of(model):
-                trail = trail_of(run.name, block)
-                recipe = recipe_of(run.name, block)
+                trail = trail_of(run, int(block))
+                recipe = recipe_of(run, int(block))
                 masks = [] if run.joint else [recipe.mask_slug, recipe.final_mask]
                 names = ["gram", *(f"masks/{mask}" for mask in masks)]
                 found += [

@@ -17,6 +17,8 @@ rule perplexity:
     conda:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
+    resources:
+        **needs(resources.perplexity),
     params:
         settings=lambda w: canonical(SETTINGS.perplexity_settings(w.dataset)),
         code=code("stages.evaluate"),

@@ -6,13 +6,15 @@ rule mask:
         model="<results>/{model}/model.json",
         gram="<results>/{model}/{trail}/block_{block}/gram.safetensors",
     output:
-        mask="<results>/{model}/{trail}/block_{block}/masks/{mask}.safetensors",
+        mask=scratch("<results>/{model}/{trail}/block_{block}/masks/{mask}.safetensors"),
         metrics="<results>/{model}/{trail}/block_{block}/masks/{mask}.json",
     log:
         "<results>/logs/{model}/{trail}/block_{block}/mask_{mask}.log",
     conda:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
+    resources:
+        **needs(resources.mask, block_number, lambda w: MASKS[w.mask]),
     params:
         settings=lambda w: canonical(MASKS[w.mask].mask_settings),
         code=lambda w: code("stages.mask", MASKS[w.mask].mask_module),
@@ -26,13 +28,17 @@ rule refine:
         gram="<results>/{model}/{trail}/block_{block}/gram.safetensors",
         mask="<results>/{model}/{trail}/block_{block}/masks/{mask}.safetensors",
     output:
-        mask="<results>/{model}/{trail}/block_{block}/masks/{mask}+{refine}.safetensors",
+        mask=scratch(
+            "<results>/{model}/{trail}/block_{block}/masks/{mask}+{refine}.safetensors"
+        ),
         metrics="<results>/{model}/{trail}/block_{block}/masks/{mask}+{refine}.json",
     log:
         "<results>/logs/{model}/{trail}/block_{block}/refine_{mask}+{refine}.log",
     conda:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
+    resources:
+        **needs(resources.refine, block_number, lambda w: REFINEMENTS[w.mask, w.refine]),
     params:
         settings=lambda w: canonical(REFINEMENTS[w.mask, w.refine].refine_settings),
         code=lambda w: code("stages.mask", REFINEMENTS[w.mask, w.refine].refine_module),
@@ -46,15 +52,17 @@ rule update:
         gram=grams_of,
         mask=mask_of,
     output:
-        weights="<results>/{model}/{run}/block_{block}/weights.safetensors",
+        weights=scratch("<results>/{model}/{run}/block_{block}/weights.safetensors"),
         metrics="<results>/{model}/{run}/block_{block}/weights.json",
     log:
         "<results>/logs/{model}/{run}/block_{block}/update.log",
     conda:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
+    resources:
+        **needs(resources.update, block_number, recipe_at),
     params:
-        settings=lambda w: canonical(recipe_of(w.run, w.block).update_settings),
+        settings=lambda w: canonical(recipe_at(w).update_settings),
         code=lambda w: code("stages.update", RUNS[w.run].update_module),
     script:
         "../scripts/update.py"

@@ -1,0 +1,13 @@
+"""Say what an experiment will take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gramprune import checks
+from gramprune.plan import plan
+
+
+def show(settings: dict[str, Any], code: str) -> None:
+    """Print the plan. settings: the whole configuration."""
+    print(plan(*checks.check(settings, planning=True)))

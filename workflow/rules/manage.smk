@@ -1,0 +1,26 @@
+# Targets that make nothing: `snakemake plan` before an experiment, `snakemake tidy` after it.
+
+
+rule plan:
+    log:
+        "<results>/logs/plan.log",
+    conda:
+        "../envs/gramprune.yaml"
+    params:
+        settings=canonical(SETTINGS.model_dump()),
+        code=code("stages.plan"),
+    script:
+        "../scripts/plan.py"
+
+
+rule tidy:
+    log:
+        "<results>/logs/tidy.log",
+    conda:
+        "../envs/gramprune.yaml"
+    params:
+        settings=canonical({"keep": SETTINGS.keep}),
+        code=code("stages.tidy"),
+        finished=finished,
+    script:
+        "../scripts/tidy.py"
