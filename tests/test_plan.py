@@ -171,6 +171,7 @@ def test_tidy_removes_what_finished_runs_no_longer_need_and_causes_no_rerun(clon
     freed = sum(size for path, size in tensors.items() if path not in left)
     assert f"freed {freed / 2**30:.3f} GiB" in done.stdout and "tiny/plain: not finished" in done.stdout
     copy.run(evaluation)
+    copy.run()
     copy.run("tidy")
     assert list(copy.folder.glob(BLOCK_TENSORS)) == [] and copy.planned() == Counter()
     added = changed(config, lambda c: c["runs"].append({"name": "new", "sparsity": 0.5, "mask": "magnitude"}))
