@@ -44,3 +44,10 @@ rule all:
         "<results>/summary.parquet",
         "<results>/layers.parquet",
         "<results>/perplexity.svg",
+
+
+onerror:
+    logger.error(
+        "What is finished stays, and the same command goes on from there. A job that died of SIGKILL had mostly run "
+        "out of memory: give it more, or lower batch_size. See docs/cluster.md."
+    )

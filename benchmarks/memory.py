@@ -181,7 +181,8 @@ def build(folder: Path, dtype: str, depth: int) -> None:
 def stage(folder: Path, name: str) -> None:
     """One stage of the middle block, or of the one after it behind pruned weights, as workflow/scripts calls it."""
     block = json.loads((folder / "model" / "config.json").read_text())["num_hidden_layers"] // 2
-    common = {"model": folder / "model.json", "labels": {}, "device": "cpu", "metrics": folder / "metrics"}
+    common = {"model": folder / "model.json", "tokens": folder / "tokens", "trail": "dense", "labels": {}}
+    common |= {"device": "cpu", "metrics": folder / "metrics"}
     problem = {"options": {}, "precision": "float32", "target": {"method": "own"}}
     recipe = {"pattern": 0.5, "granularity": "row", **problem}
     if name.startswith("capture"):
@@ -189,7 +190,6 @@ def stage(folder: Path, name: str) -> None:
         job(
             "capture:capture",
             {"dtype": "auto", "accumulate": "float32", "exclude": []},
-            tokens=folder / "tokens",
             before=folder / ("inputs" if after else "before"),
             weights=folder / "weights" if after else None,
             dense=None,
@@ -200,7 +200,7 @@ def stage(folder: Path, name: str) -> None:
             **common,
         )
     elif name == "mask":
-        files = {"grams": folder / "gram", "output": folder / "mask"}
+        files = {"grams": folder / "gram", "mask": None, "output": folder / "mask"}
         job("mask:mask_block", {"method": "wanda", **recipe}, block=block, **files, **common)
     elif name == "update":
         files = {"grams": folder / "gram", "mask": folder / "mask", "output": folder / "weights"}
@@ -216,7 +216,9 @@ def job(function: str, settings: dict, **arguments: Any) -> None:
 
     parameters = SimpleNamespace(settings=json.dumps(settings), code="")
     log = str(arguments["model"].parent / "log")
-    execute(SimpleNamespace(params=parameters, log=[log], rule=function, wildcards=[]), function, **arguments)
+    execute(
+        SimpleNamespace(params=parameters, log=[log], rule=function, wildcards=[], resources={}), function, **arguments
+    )
 
 
 def whole_model(folder: Path) -> None:

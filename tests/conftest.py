@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,12 @@ def save_llama(folder: Path, seed: int, **changes: Any) -> None:
 
 
 class Clone:
-    """A user's clone of the project: Snakefile, workflow and library, copied; results beside them."""
+    """A user's clone of the project: Snakefile, workflow, profile and library, copied; results beside them."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None):
         self.folder = folder
-        for name in ("Snakefile", "workflow", "src"):
+        self.environment = environment or dict(os.environ)
+        for name in ("Snakefile", "workflow", "slurm", "src"):
             source, target = ROOT / name, folder / name
             ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
             shutil.copytree(source, target, ignore=ignore) if source.is_dir() else shutil.copy2(source, target)
@@ -86,14 +88,28 @@ class Clone:
     def write(self, config: dict[str, Any], name: str = "config.yaml") -> None:
         (self.folder / name).write_text(yaml.safe_dump(config, sort_keys=False))
 
-    def snakemake(self, *arguments: str, config: dict[str, Any] | None = None) -> subprocess.CompletedProcess:
-        """Run Snakemake in the clone, with another configuration than config.yaml if one is given."""
+    def snakemake(
+        self, *arguments: str, config: dict[str, Any] | None = None, prefix: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess:
+        """Run Snakemake in the clone, with another configuration than config.yaml if one is given.
+
+        prefix: a command that runs it.
+        """
         if config is not None:
             self.write(config, "other.yaml")
             arguments = (*arguments, "--configfile", "other.yaml")
-        environment = {**os.environ, "PYTHONPATH": "", "COLUMNS": "200"}
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=1800)
+        started = self.start(*arguments, prefix=prefix, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            stdout, stderr = started.communicate(timeout=1800)
+        finally:
+            started.kill()
+        return subprocess.CompletedProcess(started.args, started.returncode, stdout, stderr)
+
+    def start(self, *arguments: str, prefix: Sequence[str] = (), **pipes: Any) -> subprocess.Popen:
+        """Start Snakemake in the clone and do not wait for it. prefix: a command that runs it."""
+        environment = {**self.environment, "PYTHONPATH": "", "COLUMNS": "200"}
+        command = [*prefix, sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        return subprocess.Popen(command, cwd=self.folder, env=environment, text=True, **pipes)
 
     def run(self, *arguments: str, config: dict[str, Any] | None = None) -> None:
         done = self.snakemake(*arguments, config=config)

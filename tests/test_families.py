@@ -113,17 +113,18 @@ def prune_in_stages(folder, tokens, run, work):
     written = artifacts.provenance("calibrate", {}, "code", {}, model=fingerprint)
     artifacts.write(work / "tokens", {"tokens": tokens}, written)
     recipe = Run.model_validate(run)
-    common = {"model": manifest, "labels": {}, "code": "code", "device": "cpu", "metrics": work / "metrics.json"}
+    common = {"model": manifest, "tokens": work / "tokens", "labels": {}, "code": "code", "device": "cpu"}
+    common["metrics"] = work / "metrics.json"
 
     def captured(trail, block, before, weights, dense):
         at = {name: work / f"{trail}_{block}_{name}" for name in ("inputs", "gram")}
         capture(
-            tokens=work / "tokens",
             before=before,
             weights=weights,
             dense=dense,
             inputs=at["inputs"],
             grams=at["gram"],
+            trail=trail,
             block=block,
             settings={"dtype": "auto", "accumulate": "float32", "exclude": []},
             batch_size=2,
@@ -133,18 +134,18 @@ def prune_in_stages(folder, tokens, run, work):
 
     pruned, at, dense = [], {"inputs": None}, {"inputs": None}
     for block in range(3):
-        before, here = at["inputs"], recipe
+        before, here, trail = at["inputs"], recipe, "run"
         at = dense = captured("dense", block, dense["inputs"], None, None)
         if run["propagation"] == "pruned" and block > 0:
             at = captured("run", block, before, pruned[-1], dense["inputs"])
         else:
-            here = recipe.at_dense_inputs
+            here, trail = recipe.at_dense_inputs, "dense"
+        made = {"grams": at["gram"], "trail": trail, "block": block}
         mask, weights = None, work / f"{block}_weights"
         if not recipe.joint:
             mask = work / f"{block}_mask"
-            mask_block(grams=at["gram"], output=mask, block=block, settings=here.mask_settings, **common)
-        made = {"mask": mask, "output": weights, "settings": here.update_settings}
-        update_block(grams=at["gram"], block=block, **made, **common)
+            mask_block(mask=None, output=mask, settings=here.mask_settings, **made, **common)
+        update_block(mask=mask, output=weights, settings=here.update_settings, **made, **common)
         pruned.append(weights)
     assemble(manifest, pruned, work / "checkpoint", recipe.model_dump(), "code")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ def check(config: dict[str, Any], planning: bool = False) -> tuple[Settings, dic
             sources.check_folder(model.location)
     if not planning:
         check_texts(chosen)
+        check_results(Path(chosen.results))
     return chosen, layouts
 
 
@@ -59,6 +62,17 @@ def check_model(found: dict[str, Any], model: str, chosen: Settings) -> None:
             for name in selected(block["linears"], chosen.exclude):
                 columns = block["linears"][name]["columns"]
                 run.pattern.check(columns, f"config: run {run.name!r}: in the model {model}, block {index}, {name}")
+
+
+def check_results(folder: Path) -> None:
+    """Raises GrampruneError for a folder of results, or one that it would be made in, that cannot be written."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        reason = errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES
+        raise GrampruneError(
+            f"config: results: {folder} could not be written: {os.strerror(reason)}; make its folder writable, or "
+            "choose another."
+        )
 
 
 def check_texts(chosen: Settings) -> None:

@@ -66,6 +66,12 @@ def read_mask(artifact: Artifact, name: str) -> Tensor:
     return artifact.read_mask(f"{name}.mask", artifact.provenance["linears"][name]["shape"][1])
 
 
+def grams_for(path: Path, tokens: Path, model: str, trail: str, block: int) -> Artifact:
+    """A block's Gram matrices. Raises GrampruneError unless they are of this model, calibration, trail and block."""
+    calibration = artifacts.read(tokens, stage="calibrate", model=model).digest
+    return artifacts.read(path, stage="gram", model=model, calibration=calibration, trail=trail, block=block)
+
+
 def masks_for(path: Path, grams: Artifact) -> Artifact:
     """A block's masks. Raises GrampruneError unless they were made from these Gram matrices."""
     about = grams.provenance
@@ -74,7 +80,7 @@ def masks_for(path: Path, grams: Artifact) -> Artifact:
     if made_from != grams.digest:
         raise GrampruneError(
             f"{path} was made from a Gram matrix with digest {made_from}, but {grams.path} has {grams.digest}: "
-            "delete the mask to have it made again."
+            "one of them was put there by hand: delete both to have them made again."
         )
     return masks
 

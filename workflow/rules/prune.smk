@@ -4,6 +4,7 @@
 rule mask:
     input:
         model="<results>/{model}/model.json",
+        tokens="<results>/{model}/calibration.safetensors",
         gram="<results>/{model}/{trail}/block_{block}/gram.safetensors",
     output:
         mask=scratch("<results>/{model}/{trail}/block_{block}/masks/{mask}.safetensors"),
@@ -25,6 +26,7 @@ rule mask:
 rule refine:
     input:
         model="<results>/{model}/model.json",
+        tokens="<results>/{model}/calibration.safetensors",
         gram="<results>/{model}/{trail}/block_{block}/gram.safetensors",
         mask="<results>/{model}/{trail}/block_{block}/masks/{mask}.safetensors",
     output:
@@ -49,6 +51,7 @@ rule refine:
 rule update:
     input:
         model="<results>/{model}/model.json",
+        tokens="<results>/{model}/calibration.safetensors",
         gram=grams_of,
         mask=mask_of,
     output:

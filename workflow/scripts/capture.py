@@ -11,6 +11,7 @@ execute(
     inputs=snakemake.output.inputs,
     grams=snakemake.output.gram,
     metrics=snakemake.output.metrics,
+    trail=snakemake.wildcards.trail,
     block=int(snakemake.wildcards.block),
     labels=dict(snakemake.wildcards),
     device=snakemake.config["device"],

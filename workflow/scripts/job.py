@@ -13,16 +13,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))  # the library need not be installed
 
+from gramprune import machine
 from gramprune.errors import GrampruneError
 
 
 def execute(snakemake, stage: str, online: bool = False, **arguments) -> None:
     """Call `stage` ("module:function" in gramprune.stages) with settings, code digest and these arguments."""
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(message)s",
-        handlers=[logging.StreamHandler(), logging.FileHandler(snakemake.log[0], mode="w")],
-    )
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    logging.raiseExceptions = False  # on a full disk the stage says so: a log that cannot be written adds nothing
+    with contextlib.suppress(OSError):
+        handlers.append(logging.FileHandler(snakemake.log[0], mode="w"))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)
     log = logging.getLogger("gramprune")
     logging.captureWarnings(True)
     for library in ("httpx", "datasets", "filelock", "fsspec", "urllib3"):
@@ -33,6 +34,8 @@ def execute(snakemake, stage: str, online: bool = False, **arguments) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+    if snakemake.resources.get("gpu"):
+        machine.claim_gpu()
     return_freed_memory()
     gc.disable()  # importing makes many objects and no garbage: a fifth less time without the collector
     module, _, function = stage.partition(":")
@@ -48,8 +51,9 @@ def execute(snakemake, stage: str, online: bool = False, **arguments) -> None:
     except BaseException:
         log.exception("gramprune: %s failed in a way that was not foreseen", snakemake.rule)
         sys.exit(1)
-    with open(snakemake.log[0], "a") as file:
-        file.write(f"start-up {started - process_start():.2f} s, work {time.time() - started:.2f} s\n")
+    with contextlib.suppress(OSError), open(snakemake.log[0], "a") as file:
+        file.write(f"start-up {started - process_start():.2f} s, work {time.time() - started:.2f} s, ")
+        file.write(f"peak memory {machine.peak_memory()['peak_host_mb']} MiB\n")
 
 
 def return_freed_memory() -> None:
@@ -68,6 +72,11 @@ def process_start() -> float:
         return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
     except OSError:  # no /proc on macOS
         return time.time() - time.process_time()
+
+
+def trail_of(path):
+    """Where a block's activations come from: the folder that holds the blocks' folders."""
+    return Path(path).parts[-3]
 
 
 def optional(files):

@@ -42,6 +42,7 @@ def capture(
     inputs: Path,  # output: `hidden` (samples, length, width) in the dtype that the model passes on
     grams: Path,  # output: Gram matrices, and what else `_observe` keeps of the linears' inputs
     metrics: Path,  # output
+    trail: str,
     block: int,
     labels: dict[str, str],  # what the metrics are found by
     settings: dict[str, Any],  # dtype, accumulate, exclude
@@ -62,6 +63,7 @@ def capture(
     if weights is not None:
         parents["weights"] = artifacts.read(weights, model=fingerprint, block=block - 1)
     about = {"model": fingerprint, "block": block, "batch_size": batch_size, "device": device}
+    about |= {"trail": trail, "calibration": parents["tokens"].digest}
     blocks, checkpoint = open_blocks(manifest["folder"], settings["dtype"], device)
 
     def pruned(name: str) -> Tensor | None:

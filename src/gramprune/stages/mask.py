@@ -10,7 +10,7 @@ from gramprune import artifacts, machine
 from gramprune.checkpoint import Weights
 from gramprune.gram import layer_error
 from gramprune.masks import select_mask
-from gramprune.pruned import each_linear, masks_for, measures, plain, read_mask, write_metrics
+from gramprune.pruned import each_linear, grams_for, masks_for, measures, plain, read_mask, write_metrics
 from gramprune.refine import refine_mask
 from gramprune.sparsity import Pattern
 from gramprune.stages.fetch import manifest_of
@@ -18,10 +18,12 @@ from gramprune.stages.fetch import manifest_of
 
 def mask_block(
     model: Path,  # manifest
+    tokens: Path,  # that the Gram matrices are of
     grams: Path,
     mask: Path | None,  # to be refined; None: one is selected
     output: Path,  # `<linear>.mask` (out, ⌈in/8⌉) uint8, bits
     metrics: Path,  # output
+    trail: str,  # where the activations came from
     block: int,
     labels: dict[str, str],  # what the metrics are found by
     settings: dict[str, Any],  # method, options, pattern, granularity, precision, target
@@ -30,11 +32,11 @@ def mask_block(
 ) -> None:
     """Choose the mask of every linear of a block from its dense weight and Gram matrix, or improve the one it has.
 
-    Raises GrampruneError if a mask to be refined was made from other Gram matrices.
+    Raises GrampruneError for Gram matrices of something else, and a mask that was made from others.
     """
     started, device = time.monotonic(), machine.device(device)
     manifest = manifest_of(model)
-    parents = {"gram": artifacts.read(grams, stage="gram", model=manifest["fingerprint"], block=block)}
+    parents = {"gram": grams_for(grams, tokens, manifest["fingerprint"], trail, block)}
     if mask is not None:
         parents["mask"] = masks_for(mask, parents["gram"])
     weights = Weights(manifest["folder"])

@@ -12,7 +12,7 @@ from gramprune.errors import GrampruneError
 from gramprune.gram import layer_error
 from gramprune.joint import prune_weight
 from gramprune.numerics import finite
-from gramprune.pruned import each_linear, masks_for, measures, plain, read_mask, write_metrics
+from gramprune.pruned import each_linear, grams_for, masks_for, measures, plain, read_mask, write_metrics
 from gramprune.sparsity import Pattern
 from gramprune.stages.fetch import manifest_of
 from gramprune.updates import update_weight
@@ -20,10 +20,12 @@ from gramprune.updates import update_weight
 
 def update_block(
     model: Path,  # manifest
+    tokens: Path,  # that the Gram matrices are of
     grams: Path,
     mask: Path | None,  # None: a joint method chooses mask and weights
     output: Path,  # `<linear>.weight` (out, in) in the checkpoint's dtype, `<linear>.mask` bits
     metrics: Path,  # output
+    trail: str,  # where the activations came from
     block: int,
     labels: dict[str, str],  # what the metrics are found by
     settings: dict[str, Any],  # method, options, precision, target; for a joint method also pattern, granularity
@@ -32,12 +34,13 @@ def update_block(
 ) -> None:
     """Compute the pruned weights of every linear of a block.
 
-    Raises GrampruneError if the mask was made from other Gram matrices, or weights do not fit the stored dtype.
+    Raises GrampruneError for Gram matrices of something else, a mask that was made from others, and weights that do
+    not fit the stored dtype.
     """
     started, device = time.monotonic(), machine.device(device)
     manifest = manifest_of(model)
     fingerprint = manifest["fingerprint"]
-    parents = {"gram": artifacts.read(grams, stage="gram", model=fingerprint, block=block)}
+    parents = {"gram": grams_for(grams, tokens, fingerprint, trail, block)}
     if mask is not None:
         parents["mask"] = masks_for(mask, parents["gram"])
     weights = Weights(manifest["folder"])
