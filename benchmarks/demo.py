@@ -6,8 +6,8 @@
 Why: every stage of every block is a process of its own, which is what makes the workflow restartable; the price is
 that each imports torch again. Here is that price, against the work in the same run.
 
-Every log ends with "start-up X s, work Y s", measured by workflow/scripts/job.py from the process' begin to the end of
-the stage's imports, and from there. That alone would flatter: some stages import more when they work, which is still
+Every log ends with "start-up X s, work Y s, …", measured by workflow/scripts/job.py from the process' begin to the end
+of the stage's imports, and from there. That alone would flatter: some stages import more when they work, which is still
 start-up. Those imports are measured here, in fresh interpreters, and moved from work to start-up. Not in either
 figure: Snakemake's own start and scheduling, and a process' end; in the table they are part of the rest.
 
@@ -38,7 +38,7 @@ LATER = {
     "fetch_data": ("gramprune.stages.fetch", ["gramprune.demo", "pyarrow.parquet"]),
     "summary": ("gramprune.stages.summarise", ["matplotlib.pyplot"]),
 }
-FINE = re.compile(r"^start-up ([\d.]+) s, work ([\d.]+) s$", re.MULTILINE)
+FINE = re.compile(r"^start-up ([\d.]+) s, work ([\d.]+) s, peak memory", re.MULTILINE)
 ELAPSED = re.compile(r"^Elapsed time: (?:(\d+) days?, )?(\d+):(\d+):([\d.]+)$", re.MULTILINE)
 
 
@@ -100,7 +100,7 @@ def rule_of(path: Path) -> str:
     """The rule that wrote a log, from its place: block folders hold `capture`, `mask_<slug>` and `update`."""
     if path.parent.name == "data":
         return "fetch_data"
-    return next((rule for rule in ("mask", "perplexity") if path.stem.startswith(f"{rule}_")), path.stem)
+    return next((rule for rule in ("mask", "refine", "perplexity") if path.stem.startswith(f"{rule}_")), path.stem)
 
 
 def elapsed(path: Path) -> float:
