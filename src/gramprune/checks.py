@@ -22,6 +22,7 @@ def check(config: dict[str, Any], planning: bool = False) -> tuple[Settings, dic
     Raises GrampruneError with one sentence for a setting that is wrong or that a model or text cannot satisfy.
     """
     chosen = settings.load(config)
+    check_results(Path(chosen.results))
     layouts = {}
     for model in chosen.model:
         source = [model.kind, model.location, model.revision]
@@ -33,7 +34,6 @@ def check(config: dict[str, Any], planning: bool = False) -> tuple[Settings, dic
             sources.check_folder(model.location)
     if not planning:
         check_texts(chosen)
-        check_results(Path(chosen.results))
     return chosen, layouts
 
 

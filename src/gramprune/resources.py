@@ -22,6 +22,7 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 PYTHON, TORCH, TRANSFORMERS = 110 * MIB, 240 * MIB, 370 * MIB
 CUDA = 2 * GIB  # what the CUDA libraries take of host memory, and
 CUDA_CONTEXT = 700 * MIB  # of the GPU's
+SNAKEMAKE = 350 * MIB  # the two Snakemakes that run a job on a cluster, which count as the job's memory
 BATCH = 32 * MIB  # rows that the methods work on at a time, see numerics; on a GPU they take what is free
 EVALUATION_DATA = 100 * MIB  # texts and tokens
 
@@ -305,7 +306,7 @@ def requested(need: Callable[[Any], Need], settings: Settings) -> dict[str, Any]
         return int(device != "cpu" and need(wildcards).accelerated)
 
     def memory(wildcards: Any, attempt: int) -> int:
-        return ceil(1.2 * need(wildcards).host(device) / MIB) * 2 ** (attempt - 1)
+        return ceil((1.2 * need(wildcards).host(device) + SNAKEMAKE) / MIB) * 2 ** (attempt - 1)
 
     def disk(wildcards: Any) -> int:
         return ceil(need(wildcards).disk / MIB) + 100
