@@ -16,11 +16,12 @@ demo: $(ENV)/installed
 	@$(MAKE) --no-print-directory results/report.html
 	@gramprune summary
 
+# Two processes: most tests wait for Snakemake to start. Each makes its own little world, so more do not pay.
 test: $(ENV)/installed
-	pytest
+	pytest -n 2 --dist loadfile
 
 quick: $(ENV)/installed
-	pytest -m "not slow"
+	pytest -n 2 --dist loadfile -m "not slow"
 
 check: $(ENV)/installed
 	ruff check .
