@@ -22,6 +22,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # as in the jobs: same bits, and small prob
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: of two processes neither is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def documents() -> list[str]:
     """English text: the topics of Python's own help."""
@@ -79,7 +85,7 @@ class Clone:
 
     def __init__(self, folder: Path, environment: dict[str, str] | None = None):
         self.folder = folder
-        self.environment = environment or dict(os.environ)
+        self.environment = environment
         for name in ("Snakefile", "workflow", "slurm", "src"):
             source, target = ROOT / name, folder / name
             ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -107,7 +113,7 @@ class Clone:
 
     def start(self, *arguments: str, prefix: Sequence[str] = (), **pipes: Any) -> subprocess.Popen:
         """Start Snakemake in the clone and do not wait for it. prefix: a command that runs it."""
-        environment = {**self.environment, "PYTHONPATH": "", "COLUMNS": "200"}
+        environment = {**(self.environment or os.environ), "PYTHONPATH": "", "COLUMNS": "200"}
         command = [*prefix, sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
         return subprocess.Popen(command, cwd=self.folder, env=environment, text=True, **pipes)
 

@@ -3,7 +3,15 @@
 import shutil
 
 import pytest
-from conftest import changed, save_llama
+from conftest import Clone, changed, save_llama
+
+
+@pytest.fixture(scope="module")
+def clone(clone, tmp_path_factory) -> Clone:
+    """A copy: these tests damage files, and mending them leaves other dates."""
+    copy = Clone(tmp_path_factory.mktemp("copy"))
+    shutil.copytree(clone.folder, copy.folder, dirs_exist_ok=True)
+    return copy
 
 
 def run(config, number=0):
