@@ -18,10 +18,10 @@ demo: $(ENV)/installed
 
 # Two processes: most tests wait for Snakemake to start. Each makes its own little world, so more do not pay.
 test: $(ENV)/installed
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 quick: $(ENV)/installed
-	pytest -n 2 --dist loadfile -m "not slow"
+	pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 check: $(ENV)/installed
 	ruff check .
