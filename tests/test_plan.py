@@ -157,7 +157,7 @@ def test_keeping_results_only_gives_the_same_checkpoints_and_nothing_to_do(kept,
     assert kept.planned() == Counter()
 
 
-def test_tidy_removes_what_finished_runs_no_longer_need_and_causes_no_rerun(clone, tmp_path):
+def test_tidy_removes_what_finished_runs_no_longer_need_and_causes_no_rerun(clone, config, tmp_path):
     copy = Clone(tmp_path)
     shutil.copytree(clone.folder, copy.folder, dirs_exist_ok=True)
     evaluation = "results/tiny/plain/evaluation/perplexity_evaluation.json"
@@ -166,10 +166,15 @@ def test_tidy_removes_what_finished_runs_no_longer_need_and_causes_no_rerun(clon
     done = copy.snakemake("tidy")
     assert done.returncode == 0, done.stderr
     left = {path.relative_to(copy.folder) for path in copy.folder.glob(BLOCK_TENSORS)}
-    assert left == {path for path in tensors if "dense" in path.parts}  # `plain` is not finished, and shares them
+    assert left == {path for path in tensors if "dense" in path.parts}  # runs share them
     freed = sum(size for path, size in tensors.items() if path not in left)
     assert f"freed {freed / 2**30:.3f} GiB" in done.stdout and "tiny/plain: not finished" in done.stdout
     copy.run(evaluation)
     copy.run()
     copy.run("tidy")
+    assert {path.relative_to(copy.folder) for path in copy.folder.glob(BLOCK_TENSORS)} == left
+    assert copy.planned() == Counter()
+    added = changed(config, lambda c: c["runs"].append({"name": "new", "sparsity": 0.5, "mask": "magnitude"}))
+    assert {trail for _, trail in copy.planned(added)} <= {None, "dense", "new"}
+    copy.run("tidy", "--config", "keep=results")
     assert list(copy.folder.glob(BLOCK_TENSORS)) == [] and copy.planned() == Counter()

@@ -25,7 +25,7 @@ def claim_gpu() -> None:
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        names = [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+        names = [str(number) for number in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
     else:
         names = [name for name in visible.split(",") if name]
     if len(names) < 2:

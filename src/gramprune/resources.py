@@ -198,7 +198,7 @@ COSTS: dict[str, Cost] = {
     "joint.alps": Cost(grams=2, weights=7, cubes=25, squares=140, passes=600),
     "refine.dsnot": Cost(weights=3, passes=500),
     "refine.sparseswaps": Cost(grams=2, weights=2, passes=50, batch=True),
-    "refine.swaps-reoptimised": Cost(grams=3, weights=3, squares=5, systems=2, batch=True),
+    "refine.swaps-reoptimised": Cost(grams=3, weights=3, systems=60, batch=True),
     "updates.sparsegpt": Cost(grams=4, weights=3.5, cubes=1.4, squares=1, passes=20),
     "updates.mrp": Cost(grams=2, weights=4, cubes=1, squares=2, systems=1 / 3, batch=True),
     "updates.admm": Cost(grams=2, weights=3, cubes=1, squares=40, passes=80),

@@ -198,7 +198,10 @@ def every_run():
 
 
 def finished(w):
-    """Of every trail's folder, the files after which nothing of it is needed: for `dense`, those of all runs."""
+    """Of every trail's folder, the files after which nothing of it is needed.
+
+    Not of `dense`, unless only results are kept: with what is shared gone, a new run would have all others made anew.
+    """
     found = {}
     for model in MODELS:
         for run in RUNS:
@@ -207,9 +210,10 @@ def finished(w):
             found[f"{model}/{run}"] = [
                 path.replace("<results>", SETTINGS.results) for path in paths
             ]
-        found[f"{model}/dense"] = [
-            path for run in RUNS for path in found[f"{model}/{run}"]
-        ]
+        if SETTINGS.keep == "results":
+            found[f"{model}/dense"] = [
+                path for run in RUNS for path in found[f"{model}/{run}"]
+            ]
     return found
 
 
