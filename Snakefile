@@ -4,6 +4,7 @@
 #   snakemake --cores 8 --configfile examples/llama-3.2-1b.yaml
 #   snakemake -n                        what would be done, and why
 #   snakemake --cores 1 plan            what it would take: jobs, memory, disk, time
+#   snakemake --cores 1 status          how far it is, and how long the rest will take
 #   snakemake --cores 1 tidy            remove what finished runs no longer need
 from snakemake.utils import min_version
 
@@ -33,17 +34,17 @@ localrules:
     all,
     fetch_model,
     fetch_data,
+    fetch_tasks,
     plan,
+    status,
     tidy,
 
 
 rule all:
     default_target: True
     input:
+        "<results>/report.html",
         "<results>/summary.csv",
-        "<results>/summary.parquet",
-        "<results>/layers.parquet",
-        "<results>/perplexity.svg",
 
 
 onerror:

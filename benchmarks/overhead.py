@@ -13,6 +13,7 @@ Both use the same functions of the library. The results must agree: one process 
 
 import argparse
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -51,6 +52,8 @@ def main() -> None:
         logs = [path.read_text() for path in (folder / "results" / "logs").rglob("*.log")]
         peak = max(int(text.rpartition("peak memory ")[2].split()[0]) for text in logs if "peak memory" in text)
         print((folder / "results" / "summary.csv").read_text())
+        spent = [re.search(r"start-up ([\d.]+) s, work ([\d.]+) s", text) for text in logs]
+        starting, working = (sum(float(found[i]) for found in spent if found) for i in (1, 2))
     started = time.perf_counter()
     command = [sys.executable, __file__, *sys.argv[1:], "--child"]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(arguments.cores)})
@@ -58,6 +61,7 @@ def main() -> None:
     whole = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
     print(f"one process, {arguments.cores} threads: {together:.1f} s, peak {whole} MiB (with Snakemake's children)")
     print(f"staged, {arguments.cores} cores, {len(logs)} jobs: {apart:.1f} s, the largest job {peak} MiB")
+    print(f"of the jobs' {starting + working:.0f} s, {starting:.0f} s were start-up of processes and imports")
     print(f"staged takes {apart / together:.2f} × the time")
 
 

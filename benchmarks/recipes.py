@@ -196,14 +196,15 @@ def perplexities(
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, local_files_only=True)
     tokenizer.model_max_length = 10**9
     text = "\n\n".join(texts_of(arguments.evaluation))
-    test = windows(tokenizer(text)["input_ids"], arguments.length, arguments.windows, str(arguments.evaluation))
+    tokens = tokenizer(text)["input_ids"]
+    test = windows(tokens, arguments.length, arguments.length, arguments.windows, str(arguments.evaluation))
 
     def measured(pruned: dict[str, torch.Tensor]) -> float:
         model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32, local_files_only=True).eval()
         for name, weight in pruned.items():
             linear = model.get_submodule(name)
             linear.weight.data = weight.T if is_transposed(linear) else weight
-        return perplexity(model.to(arguments.device), test, BATCH, arguments.device)["perplexity"]
+        return perplexity(model.to(arguments.device), test, arguments.length, BATCH, arguments.device)["perplexity"]
 
     rows: dict[str, dict[str, float]] = {"dense": {str(pattern): measured({}) for pattern in patterns}}
     for recipe in recipes:

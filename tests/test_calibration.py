@@ -74,9 +74,10 @@ def test_too_little_text_is_refused_with_the_counts():
 
 def test_windows_are_cut_one_after_the_other_and_the_remainder_is_dropped():
     tokens = list(range(23))
-    assert windows(tokens, 5, None, "corpus").tolist() == [list(range(i, i + 5)) for i in (0, 5, 10, 15)]
-    assert windows(tokens, 5, 2, "corpus").tolist() == [list(range(i, i + 5)) for i in (0, 5)]
-    assert windows(tokens, 23, 1, "corpus").dtype == torch.int64
+    assert windows(tokens, 5, 5, None, "corpus").tolist() == [list(range(i, i + 5)) for i in (0, 5, 10, 15)]
+    assert windows(tokens, 5, 5, 2, "corpus").tolist() == [list(range(i, i + 5)) for i in (0, 5)]
+    assert windows(tokens, 9, 7, None, "corpus").tolist() == [list(range(i, i + 9)) for i in (0, 7, 14)]
+    assert windows(tokens, 23, 23, 1, "corpus").dtype == torch.int64
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_windows_are_cut_one_after_the_other_and_the_remainder_is_dropped():
 )
 def test_too_few_windows_are_refused_with_the_counts(length, limit, words):
     with pytest.raises(GrampruneError) as error:
-        windows(list(range(23)), length, limit, "corpus")
+        windows(list(range(23)), length, length, limit, "corpus")
     assert_sentence(error, "corpus", "23 tokens", *words)
 
 
@@ -108,7 +109,7 @@ def test_perplexity_is_that_of_every_window_by_itself_in_float64(model, tokens):
             logits = model(input_ids=window[None]).logits[0].double()
         chances = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
         losses[row] = torch.tensor([-math.log(chances[i - 1, window[i]]) for i in range(1, 12)])
-    measured = perplexity(model, tokens, batch_size=3, device="cpu")
+    measured = perplexity(model, tokens, 12, batch_size=3, device="cpu")
     mean = float(losses.mean())
     assert measured["loss"] == pytest.approx(mean, rel=1e-6)
     assert measured["perplexity"] == pytest.approx(math.exp(mean), rel=1e-6)
@@ -116,10 +117,23 @@ def test_perplexity_is_that_of_every_window_by_itself_in_float64(model, tokens):
     assert (measured["predicted_tokens"], measured["windows"], measured["length"]) == (7 * 11, 7, 12)
 
 
+def test_with_a_stride_every_token_is_scored_once_with_all_that_its_window_has_before_it(model):
+    text = torch.randint(0, 50, (30,), generator=torch.Generator().manual_seed(2)).tolist()
+    measured = perplexity(model, windows(text, 12, 4, None, "corpus"), 4, 3, "cpu")
+    losses = []
+    for place in range(1, 28):  # (30 - 12) // 4 + 1 = 5 windows reach to token 27
+        window = max(0, -(-(place - 11) // 4))  # the first window that has it
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([text[4 * window : place]])).logits[0, -1].double()
+        losses.append(-float(logits.log_softmax(-1)[text[place]]))
+    assert measured["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert measured["tokens_per_window"] == [11, 4, 4, 4, 4] and measured["predicted_tokens"] == 27
+
+
 @pytest.mark.parametrize("batch_size", [2, 7, 100])
 def test_the_batch_size_changes_nothing_but_rounding(model, tokens, batch_size):
-    one = perplexity(model, tokens, 1, "cpu")
-    many = perplexity(model, tokens, batch_size, "cpu")
+    one = perplexity(model, tokens, 12, 1, "cpu")
+    many = perplexity(model, tokens, 12, batch_size, "cpu")
     assert many["perplexity"] == pytest.approx(one["perplexity"], rel=1e-6)
     assert many["loss_per_window"] == pytest.approx(one["loss_per_window"], rel=1e-5)
     assert many["predicted_tokens"] == one["predicted_tokens"]
@@ -129,5 +143,5 @@ def test_a_loss_that_is_not_finite_is_refused(model, tokens):
     broken = LlamaForCausalLM(model.config)
     broken.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(GrampruneError) as error:
-        perplexity(broken, tokens, 4, "cpu")
+        perplexity(broken, tokens, 12, 4, "cpu")
     assert_sentence(error, "not finite", "float32")

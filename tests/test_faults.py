@@ -60,14 +60,14 @@ class Copy:
         return found
 
     def assert_mended(self, remade: set[Path]) -> None:
-        """The checkpoint has its bytes; these files were made again and no others; the table of seconds is due."""
+        """The checkpoint has its bytes; these files were made again and no others; the tables are due."""
         folders = (self.origin / CHECKPOINT, self.folder / CHECKPOINT)
         expected, found = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
         assert found == expected
         now = self.places()
         assert {path for path in {*now, *self.before} if now.get(path) != self.before.get(path)} == remade
         assert not leftovers(self.folder)
-        assert self.clone.planned() == Counter({("layers", None): 1})
+        assert self.clone.planned() == Counter({("summary", None): 1, ("report", None): 1})
 
     @contextmanager
     def stopped(self, *targets: str):

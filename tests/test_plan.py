@@ -31,7 +31,6 @@ def test_the_plan_has_the_jobs_of_the_workflow(clone, config, monkeypatch):
     expected = Counter()
     for (rule, _), count in planned.items():
         expected[rule] += count
-    assert expected.pop("layers") == 1  # a table of its own for the workflow, part of the summary for the plan
     assert Counter(key[0] for key in found) == expected
 
 

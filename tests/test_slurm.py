@@ -201,7 +201,7 @@ def test_every_stage_is_a_job_with_the_resources_of_its_rule_and_makes_the_same_
     assert {job.state for job in jobs} == {"COMPLETED"}, said
     assert Counter(replace(job, number="", state="") for job in jobs) == Counter(announced)
     rules = Counter(job.rule for job in jobs)
-    assert rules == {**GPU_JOBS, "calibrate": 1, "assemble": 1, "summary": 1, "layers": 1}
+    assert rules == {**GPU_JOBS, "calibrate": 1, "assemble": 1, "summary": 1, "report": 1}
     assert Counter(job.rule for job in jobs if job.gpus) == GPU_JOBS
     assert contents(fresh, *BITS) == contents(clone, *BITS)
 

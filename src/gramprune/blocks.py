@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from gramprune.checkpoint import Weights
@@ -179,6 +179,21 @@ def open_blocks(folder: Path | str, dtype: str = "auto", device: str = "cpu") ->
         return None if key is None else weights.read(key)
 
     return Blocks(config, compute_dtype(dtype, config, weights), source, device), weights
+
+
+def open_model(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> tuple[nn.Module, Any, str]:
+    """The whole model of a checkpoint folder, to be evaluated, its tokenizer, and the dtype that "auto" was."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    chosen = compute_dtype(dtype, config, Weights(folder))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, local_files_only=True)
+    return model.to(device).eval(), open_tokenizer(folder), str(chosen).removeprefix("torch.")
+
+
+def open_tokenizer(folder: Path | str) -> Any:
+    """A checkpoint folder's tokenizer. It takes texts of any length: we cut, so no warning is due."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer.model_max_length = 10**9
+    return tokenizer
 
 
 def compute_dtype(dtype: str, config: PreTrainedConfig, weights: Weights) -> torch.dtype:

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from gramprune import layout, settings, sources
+from gramprune import layout, settings, sources, zeroshot
 from gramprune.errors import GrampruneError, suggest
 from gramprune.layout import selected
 from gramprune.settings import Settings
@@ -32,6 +32,9 @@ def check(config: dict[str, Any], planning: bool = False) -> tuple[Settings, dic
         layouts[model.name] = found
         if model.kind == "folder" and not planning:
             sources.check_folder(model.location)
+    for place, entry in enumerate(chosen.evaluation.tasks):
+        check_include_path(entry.include_path, place)
+        zeroshot.folders(entry.tasks, entry.include_path, zeroshot.place(chosen.results), f"evaluation.tasks[{place}]")
     if not planning:
         check_texts(chosen)
     return chosen, layouts
@@ -75,12 +78,22 @@ def check_results(folder: Path) -> None:
         )
 
 
+def check_include_path(folder: str | None, place: int) -> None:
+    """Raises GrampruneError for a folder of task definitions that has none."""
+    if folder is not None and not any(Path(folder).rglob("*.yaml")):
+        raise GrampruneError(
+            f"config: evaluation.tasks[{place}].include_path: the folder {folder} has no task definition (.yaml); "
+            "give a folder that has."
+        )
+
+
 def check_texts(chosen: Settings) -> None:
     """Raises GrampruneError for a local text that is missing or certainly too short: a token is a byte at least."""
     calibration, perplexity = chosen.calibration, chosen.evaluation.perplexity
     needed = {calibration.dataset: calibration.samples * calibration.length}
-    for name in perplexity.datasets:
-        needed[name] = max(needed.get(name, 0), perplexity.length * (perplexity.windows or 1))
+    for text in perplexity.datasets:
+        tokens = perplexity.length * (text.windows or perplexity.windows or 1)
+        needed[text.dataset] = max(needed.get(text.dataset, 0), tokens)
     for name, tokens in needed.items():
         path = chosen.all_datasets[name].path
         if path is None:

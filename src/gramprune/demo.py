@@ -32,6 +32,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import random
 import re
 import sysconfig
 import time
@@ -110,6 +111,30 @@ def documents(heldout: bool) -> list[str]:
     They come in the order of their names' hashes, so that any beginning of the list is a mixture of subjects.
     """
     return [document.text for document in _corpus() if document.heldout == heldout]
+
+
+def cloze(items: int = 400) -> list[dict[str, Any]]:
+    """Items of a cloze task from the held-out texts: which of four words comes next?
+
+    `context` (240 characters), four `choices` (words of the same text that begin alike; only the right one was in the
+    context before) and `gold`, its place. Without the context one is right once in four.
+    `workflow/tasks/demo_cloze.jsonl` holds them.
+    """
+    generator = random.Random(0)
+    texts = [text for text in documents(heldout=True) if len(text) > 4000]
+    seen = "\n".join(documents(heldout=False))
+    found: list[dict[str, Any]] = []
+    while len(found) < items:
+        text = generator.choice(texts)
+        words = [word for word in re.finditer(r" [A-Za-z]{3,}", text) if word.start() >= 240]
+        word = generator.choice(words)
+        context = text[word.start() - 240 : word.start()]
+        others = sorted({other[0] for other in words if other[0][:2] == word[0][:2] and other[0] not in context})
+        # Licences and the like are in many modules.
+        if word[0] in context and len(others) >= 3 and context + word[0] not in seen:
+            choices = generator.sample([word[0], *generator.sample(others, 3)], 4)
+            found.append({"context": context, "choices": choices, "gold": choices.index(word[0])})
+    return found
 
 
 def train(

@@ -4,12 +4,14 @@ import fcntl
 import getpass
 import logging
 import os
+import platform
 import resource
 import sys
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from gramprune.errors import GrampruneError
 
@@ -62,6 +64,17 @@ def device(wanted: str) -> str:
             )
         torch.set_float32_matmul_precision("highest")  # float32 is float32: TF32 would round what is factorised
     return wanted
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """What a stage ran on: `cpu`, `cores`, and `gpu` where it used one."""
+    found: dict[str, Any] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    with suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
+        found["cpu"] = next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    torch = sys.modules.get("torch")
+    if torch is not None and device.startswith("cuda"):
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
 
 
 def peak_memory() -> dict[str, int]:

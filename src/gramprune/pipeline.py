@@ -34,9 +34,27 @@ def recipe_of(run: Run, block: int) -> Run:
     return run if trail_of(run, block) == run.name else run.at_dense_inputs
 
 
+def stem(key: Key) -> str:
+    """What a job's log and benchmark file are called in the folders of those, without their endings."""
+    stage, *rest = key
+    match stage, rest:
+        case "fetch_data", [name]:
+            return f"data/{name}"
+        case "fetch_tasks", [name]:
+            return f"data/tasks_{name}"
+        case "capture" | "update", [model, trail, block]:
+            return f"{model}/{trail}/block_{block:03d}/{stage}"
+        case "mask" | "refine", [model, trail, block, name]:
+            return f"{model}/{trail}/block_{block:03d}/{stage}_{name}"
+        case "perplexity" | "tasks", [model, run, name]:
+            return f"{model}/{run}/{stage}_{name}"
+    return "/".join([*rest, stage])
+
+
 def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Job]:
     """Every job once, however many runs share it, in an order in which they could be done."""
     found = {("fetch_data", name): Job(resources.fetch_data()) for _, name in settings.dataset_uses}
+    found |= {("fetch_tasks", name): Job(resources.fetch_tasks()) for name in settings.tasks}
     evaluated: list[Key] = []
     for model, layout in layouts.items():
         found["fetch_model", model] = Job(resources.fetch_model(layout))
@@ -50,11 +68,16 @@ def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Jo
             found |= {key: job for key, job in _pruning(settings, model, layout, run).items() if key not in found}
         for run in ("dense", *(run.name for run in settings.runs)):
             checkpoint = ("fetch_model", model) if run == "dense" else ("assemble", model, run)
-            for dataset in settings.evaluation.perplexity.datasets:
-                key = ("perplexity", model, run, dataset)
-                found[key] = Job(resources.perplexity(layout, settings), (checkpoint, ("fetch_data", dataset)))
+            for text in settings.evaluation.perplexity.datasets:
+                key = ("perplexity", model, run, text.dataset)
+                found[key] = Job(resources.perplexity(layout, settings), (checkpoint, ("fetch_data", text.dataset)))
+                evaluated.append(key)
+            for name in settings.tasks:
+                key = ("tasks", model, run, name)
+                found[key] = Job(resources.tasks(layout, settings, name), (checkpoint, ("fetch_tasks", name)))
                 evaluated.append(key)
     found[("summary",)] = Job(resources.summary(), tuple(evaluated))
+    found[("report",)] = Job(resources.report(), (("summary",),))
     return found
 
 
@@ -90,6 +113,18 @@ def _pruning(settings: Settings, model: str, layout: dict[str, Any], run: Run) -
         pruned.append(last)
     found["assemble", model, run.name] = Job(resources.assemble(layout, settings), tuple(pruned))
     return found
+
+
+def needed(work: dict[Key, Job], model: str, run: str) -> list[Key]:
+    """The jobs without which a run's figures cannot be had, shared or its own, in the order of `work`."""
+    found: set[Key] = set()
+    queue = [key for key in work if key[0] in ("perplexity", "tasks") and key[1:3] == (model, run)]
+    while queue:
+        key = queue.pop()
+        if key not in found:
+            found.add(key)
+            queue.extend(work[key].after)
+    return [key for key in work if key in found]
 
 
 Seconds = Callable[[Need], float]

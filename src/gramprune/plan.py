@@ -7,6 +7,7 @@ from typing import Any
 
 from gramprune import pipeline
 from gramprune.pipeline import Job, Key
+from gramprune.progress import duration
 from gramprune.resources import DEVICES, GIB, Need
 from gramprune.settings import OwnTarget, Settings
 
@@ -93,14 +94,6 @@ def described(chain: list[Key]) -> str:
     """The stages of a chain in the order of their first jobs, with how many there are."""
     counts = Counter(key[0] for key in chain)
     return ", ".join(f"{stage} × {count}" if count > 1 else stage for stage, count in counts.items())
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit in which they are easiest to read."""
-    for unit, length, limit in (("s", 1, 100), ("min", 60, 6000), ("h", 3600, 172800)):
-        if seconds < limit:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds / 86400:,.1f} d"
 
 
 def columns(rows: list[list[str]]) -> list[str]:

@@ -25,6 +25,8 @@ CUDA_CONTEXT = 700 * MIB  # of the GPU's
 SNAKEMAKE = 350 * MIB  # the two Snakemakes that run a job on a cluster, which count as the job's memory
 BATCH = 32 * MIB  # rows that the methods work on at a time, see numerics; on a GPU they take what is free
 EVALUATION_DATA = 100 * MIB  # texts and tokens
+LM_EVAL = 130 * MIB  # what it imports beside transformers
+ITEMS, ITEM_TOKENS = 2000, 512  # of a task: how many there are, and the longest, with four answers each
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,11 @@ def fetch_model(layout: dict[str, Any]) -> Need:
 def fetch_data() -> Need:
     """Texts as Parquet."""
     return Need(PYTHON + EVALUATION_DATA, disk=EVALUATION_DATA / 10, fetched=EVALUATION_DATA)
+
+
+def fetch_tasks() -> Need:
+    """Items of tasks, and lm-eval's definitions of them."""
+    return Need(TRANSFORMERS + LM_EVAL + EVALUATION_DATA, disk=MIB, fetched=EVALUATION_DATA, start=30.0)
 
 
 def calibrate(layout: dict[str, Any], settings: Settings) -> Need:
@@ -274,25 +281,46 @@ def assemble(layout: dict[str, Any], settings: Settings) -> Need:
 
 def perplexity(layout: dict[str, Any], settings: Settings) -> Need:
     """Perplexity of one checkpoint on one dataset."""
-    size, measure = width(layout, settings), settings.evaluation.perplexity
+    measure = settings.evaluation.perplexity
+    one = 3 * 4 * measure.length * layout["vocabulary"]  # one window's losses in float32
+    need = _whole_model(layout, width(layout, settings), settings.batch_size, measure.length, measure.windows or 150)
+    return replace(need, tensors=need.tensors + one)
+
+
+def tasks(layout: dict[str, Any], settings: Settings, name: str) -> Need:
+    """Accuracy of one checkpoint on the tasks of one entry, whose items are not known yet."""
+    chosen = settings.tasks[name]
+    dtype = chosen.dtype or settings.dtype
+    size = BYTES[layout["dtype"] if dtype == "auto" else dtype]
+    items, batch = chosen.limit or ITEMS, chosen.batch_size or settings.batch_size
+    length = min(ITEM_TOKENS, layout["context"] or ITEM_TOKENS)
+    need = _whole_model(layout, size, batch, length, items * len(chosen.tasks))
+    logits = 4.0 * batch * length * layout["vocabulary"]  # their logarithms in float32
+    return replace(need, base=need.base + LM_EVAL, tensors=need.tensors + logits, start=12.0)
+
+
+def _whole_model(layout: dict[str, Any], size: int, batch: int, length: int, windows: int) -> Need:
+    """A whole model, of so many bytes per weight, that sees so many windows of text."""
     parameters = model_bytes(layout) / BYTES[layout["dtype"]]
-    batch, vocabulary = settings.batch_size * measure.length, layout["vocabulary"]
-    logits = size * batch * vocabulary + 3 * 4 * measure.length * vocabulary  # one window's losses in float32
-    activations = 10 * size * batch * layout["width"]
     return Need(
         TRANSFORMERS + EVALUATION_DATA,
-        tensors=size * parameters + logits + activations,
+        tensors=size * (parameters + batch * length * (layout["vocabulary"] + 10 * layout["width"])),
         staging=size * parameters,
         read=BYTES[layout["dtype"]] * parameters,
-        half=2.0 * parameters * (measure.windows or 150) * measure.length,
+        half=2.0 * parameters * windows * length,
         accelerated=True,
         start=6.0,
     )
 
 
 def summary() -> Need:
-    """Tables and pictures."""
+    """Tables."""
     return Need(PYTHON + 60 * MIB, start=3.0)
+
+
+def report() -> Need:
+    """Pages and pictures."""
+    return Need(PYTHON + 250 * MIB, disk=5 * MIB, start=10.0)
 
 
 def requested(need: Callable[[Any], Need], settings: Settings) -> dict[str, Any]:

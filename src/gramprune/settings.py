@@ -112,18 +112,78 @@ class Calibration(Section):
     accumulate: Literal["float32", "float64"] = Field("float32", description="Dtype in which Gram matrices are summed.")
 
 
-class Perplexity(Section):
-    """Perplexity over windows that do not overlap."""
+class PerplexityData(Section):
+    """A text on which perplexity is measured, given as a name or with these keys."""
 
-    datasets: list[str] = Field(description="`demo_heldout`, or names under `datasets`: one column each.")
+    dataset: str = Field(description="`demo_heldout`, or a name under `datasets`.")
+    windows: Positive | None = Field(None, description="At most so many windows; by default as for all.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"dataset": value} if isinstance(value, str) else value
+
+
+class Perplexity(Section):
+    """Perplexity over windows of text."""
+
+    datasets: list[PerplexityData] = Field(min_length=1, description="One column each.")
     length: Annotated[int, Field(gt=1, strict=True)] = Field(description="Tokens per window.")
-    windows: Positive | None = Field(None, description="At most so many windows; all by default.")
+    stride: Positive | None = Field(
+        None,
+        description="Tokens from one window to the next; by default the length, so that windows do not overlap. In "
+        "windows that overlap only tokens that the window before did not have are scored.",
+    )
+    windows: Positive | None = Field(None, description="At most so many windows per text; all by default.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Perplexity:
+        if self.stride and self.stride > self.length:
+            raise ValueError(f"stride is {self.stride}, more than the length {self.length}: tokens would be left out")
+        _distinct("datasets", [text.dataset for text in self.datasets], "name each once")
+        return self
+
+
+class Tasks(Section):
+    """Tasks of lm-eval that one job per model and run evaluates: a task's name, or these keys."""
+
+    name: Name = Field("", description="File in results; by default the tasks' names.", validate_default=False)
+    tasks: list[str] = Field(min_length=1, description="Tasks, groups or tags that the installed lm-eval knows.")
+    include_path: str | None = Field(None, description="A folder of task definitions (YAML) of your own.")
+    shots: Annotated[int, Field(ge=0, strict=True)] | None = Field(
+        None, description="Examples in the prompt; by default as each task says."
+    )
+    limit: Positive | None = Field(None, description="Only the first so many items of every task.")
+    batch_size: Positive | None = Field(None, description="Items per forward pass; by default as for all.")
+    dtype: Dtype | None = Field(None, description="Of forward passes; by default as for all.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        value = {"tasks": [value]} if isinstance(value, str) else value
+        if isinstance(value, dict) and "name" not in value and isinstance(value.get("tasks"), list) and value["tasks"]:
+            parts = [re.sub(r"[^A-Za-z0-9._]", "-", str(task)).lstrip("-._") for task in value["tasks"]]
+            return {"name": "-".join(parts), **value}
+        return value
 
 
 class Evaluation(Section):
     """What is measured of the dense model and of every run."""
 
     perplexity: Perplexity
+    tasks: list[Tasks] = Field([], description="Accuracy on tasks of lm-eval; one job per entry, model and run.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Evaluation:
+        _distinct("tasks", [tasks.name for tasks in self.tasks], "give each a `name` of its own")
+        return self
+
+
+def _distinct(what: str, names: list[str], remedy: str) -> None:
+    """Raises ValueError for a name that occurs twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{what}: two have the name {name!r}; {remedy}")
 
 
 class Run(Section):
@@ -326,9 +386,8 @@ class Settings(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         for what, names in (("model", [m.name for m in self.model]), ("runs", [r.name for r in self.runs])):
+            _distinct(what, names, "give each a `name` of its own")
             for name in names:
-                if names.count(name) > 1:
-                    raise ValueError(f"{what}: two have the name {name!r}; give each a `name` of its own")
                 if name in RESERVED[what]:
                     raise ValueError(f"{what}: the name {name!r} is a folder of ours; choose another")
         for name in EMBEDDED.keys() & self.datasets.keys():
@@ -347,7 +406,8 @@ class Settings(Section):
     def dataset_uses(self) -> list[tuple[str, str]]:
         """Setting and dataset, wherever a dataset is named."""
         uses = [("calibration.dataset", self.calibration.dataset)]
-        return uses + [("evaluation.perplexity.datasets", name) for name in self.evaluation.perplexity.datasets]
+        texts = self.evaluation.perplexity.datasets
+        return uses + [("evaluation.perplexity.datasets", text.dataset) for text in texts]
 
     @property
     def token_settings(self) -> dict[str, Any]:
@@ -362,13 +422,25 @@ class Settings(Section):
     def perplexity_settings(self, dataset: str) -> dict[str, Any]:
         """All that the perplexity on one dataset depends on, besides checkpoint and documents."""
         measure = self.evaluation.perplexity
+        text = next(text for text in measure.datasets if text.dataset == dataset)
         return {
             "dataset": dataset,
             "separator": self.all_datasets[dataset].separator,
             "length": measure.length,
-            "windows": measure.windows,
+            "stride": measure.stride or measure.length,
+            "windows": text.windows or measure.windows,
             "dtype": self.dtype,
         }
+
+    @property
+    def tasks(self) -> dict[str, Tasks]:
+        """The tasks of lm-eval by the names of their entries."""
+        return {tasks.name: tasks for tasks in self.evaluation.tasks}
+
+    def tasks_settings(self, name: str) -> dict[str, Any]:
+        """All that the accuracy on an entry's tasks depends on, besides checkpoint, items and definitions."""
+        tasks = self.tasks[name]
+        return {**tasks.model_dump(include={"name", "tasks", "shots", "limit"}), "dtype": tasks.dtype or self.dtype}
 
     @property
     def summary_settings(self) -> list[dict[str, Any]]:
@@ -389,6 +461,12 @@ class Settings(Section):
                 }
                 rows.append({"model": model.name, "run": run.name, **recipe})
         return rows
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        """The configuration without what changes no figure, and without defaults; `load` takes it again."""
+        elsewhere = {"device", "batch_size", "threads", "results", "keep"}
+        return self.model_dump(exclude=elsewhere, exclude_defaults=True, mode="json")
 
 
 def load(config: dict[str, Any]) -> Settings:

@@ -1,6 +1,6 @@
 # The run table, checked; where things are; and the two parameters that every rule has.
 #
-#   <results>/data/{dataset}.parquet                   texts
+#   <results>/data/{dataset}.parquet, tasks/{tasks}.json    texts; items of tasks
 #   <results>/{model}/model.json, layout.json          which model; what can be pruned
 #   <results>/{model}/calibration.safetensors          tokens
 #   <results>/{model}/{trail}/block_007/…              inputs, gram, masks/{mask}, masks/{mask}+{refine}, weights
@@ -47,6 +47,7 @@ REFINEMENTS = {
     if recipe.refined
 }
 DATASETS = SETTINGS.all_datasets
+TASKS = SETTINGS.tasks
 
 
 def one_of(names):
@@ -65,6 +66,7 @@ wildcard_constraints:
     mask=one_of(MASKS),
     refine=one_of({refine for _, refine in REFINEMENTS}),
     dataset=one_of(DATASETS),
+    tasks=one_of(TASKS),
     block=r"\d{3}",
 
 
@@ -169,10 +171,21 @@ def dense_inputs(w):
 
 
 def evaluations_of(model, run):
-    return {
-        dataset: f"<results>/{model}/{run}/evaluation/perplexity_{dataset}.json"
-        for dataset in SETTINGS.evaluation.perplexity.datasets
-    }
+    """What a run is measured by: one file per text and per entry of tasks."""
+    texts = [text.dataset for text in SETTINGS.evaluation.perplexity.datasets]
+    names = [f"perplexity_{text}" for text in texts] + [f"tasks_{name}" for name in TASKS]
+    return [f"<results>/{model}/{run}/evaluation/{name}.json" for name in names]
+
+
+def pruned_checkpoint(w):
+    """What says that a run's checkpoint is there; nothing for the dense model."""
+    return [] if w.trail == "dense" else f"<results>/{w.model}/{w.trail}/checkpoint/gramprune.json"
+
+
+def task_files(w):
+    """A folder of task definitions: when it changes, what was made with it does."""
+    folder = TASKS[w.tasks].include_path
+    return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file()) if folder else []
 
 
 def model_settings(w):
@@ -206,7 +219,7 @@ def finished(w):
     for model in MODELS:
         for run in RUNS:
             paths = [f"<results>/{model}/{run}/checkpoint/gramprune.json"]
-            paths += evaluations_of(model, run).values()
+            paths += evaluations_of(model, run)
             found[f"{model}/{run}"] = [
                 path.replace("<results>", SETTINGS.results) for path in paths
             ]

@@ -1,4 +1,4 @@
-# Models and texts. The only rules that may use the network; they run where Snakemake runs.
+# Models, texts and items of tasks. The only rules that may use the network; they run where Snakemake runs.
 
 
 rule fetch_model:
@@ -8,6 +8,8 @@ rule fetch_model:
         model="<results>/{model}/model.json",
     log:
         "<results>/logs/{model}/fetch_model.log",
+    benchmark:
+        "<results>/benchmarks/{model}/fetch_model.tsv"
     wildcard_constraints:
         model=one_of(name for name, model in MODELS.items() if model.kind != "demo"),
     conda:
@@ -24,7 +26,9 @@ rule demo_model:
         model="<results>/{model}/model.json",
         folder=directory("<results>/{model}/model"),
     log:
-        "<results>/logs/{model}/demo_model.log",
+        "<results>/logs/{model}/fetch_model.log",
+    benchmark:
+        "<results>/benchmarks/{model}/fetch_model.tsv"
     wildcard_constraints:
         model=one_of(name for name, model in MODELS.items() if model.kind == "demo"),
     conda:
@@ -44,6 +48,8 @@ rule fetch_data:
         data="<results>/data/{dataset}.parquet",
     log:
         "<results>/logs/data/{dataset}.log",
+    benchmark:
+        "<results>/benchmarks/data/{dataset}.tsv"
     conda:
         "../envs/gramprune.yaml"
     params:
@@ -51,3 +57,23 @@ rule fetch_data:
         code=code("stages.fetch"),
     script:
         "../scripts/fetch_data.py"
+
+
+rule fetch_tasks:
+    input:
+        files=task_files,
+    output:
+        tasks="<results>/data/tasks/{tasks}.json",
+    log:
+        "<results>/logs/data/tasks_{tasks}.log",
+    benchmark:
+        "<results>/benchmarks/data/tasks_{tasks}.tsv"
+    conda:
+        "../envs/gramprune.yaml"
+    params:
+        settings=lambda w: canonical(
+            TASKS[w.tasks].model_dump(include={"tasks", "include_path"})
+        ),
+        code=code("stages.tasks"),
+    script:
+        "../scripts/fetch_tasks.py"

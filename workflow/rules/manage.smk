@@ -1,4 +1,4 @@
-# Targets that make nothing: `snakemake plan` before an experiment, `snakemake tidy` after it.
+# Targets that make nothing: `snakemake plan` before an experiment, `status` meanwhile, `tidy` after it.
 
 
 rule plan:
@@ -11,6 +11,18 @@ rule plan:
         code=code("stages.plan"),
     script:
         "../scripts/plan.py"
+
+
+rule status:
+    log:
+        "<results>/logs/status.log",
+    conda:
+        "../envs/gramprune.yaml"
+    params:
+        settings=canonical(SETTINGS.model_dump()),
+        code=code("stages.status"),
+    script:
+        "../scripts/status.py"
 
 
 rule tidy:

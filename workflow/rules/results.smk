@@ -1,53 +1,60 @@
-# Tables and pictures of all models and runs.
+# Tables of all models and runs, and the report that shows them.
 
 
 rule summary:
     input:
         evaluations=[
-            path
-            for model, run in every_run()
-            for path in evaluations_of(model, run).values()
+            path for model, run in every_run() for path in evaluations_of(model, run)
         ],
         recipes=[
             f"<results>/{model}/{run}/checkpoint/gramprune.json"
             for model, run in every_run()
             if run != "dense"
         ],
+        metrics=every_metrics,
     output:
         csv="<results>/summary.csv",
         parquet="<results>/summary.parquet",
-        html=report(
-            "<results>/summary.html",
-            caption="../report/summary.rst",
-            category="Results",
-        ),
-        plot=report(
-            "<results>/perplexity.svg",
-            caption="../report/perplexity.rst",
-            category="Results",
-        ),
+        markdown="<results>/summary.md",
+        latex="<results>/summary.tex",
+        layers="<results>/layers.parquet",
+        experiment="<results>/experiment.json",
     log:
         "<results>/logs/summary.log",
+    benchmark:
+        "<results>/benchmarks/summary.tsv"
     conda:
         "../envs/gramprune.yaml"
     params:
-        settings=canonical(SETTINGS.summary_settings),
+        settings=canonical(
+            {"rows": SETTINGS.summary_settings, "config": SETTINGS.experiment}
+        ),
         code=code("stages.summarise"),
     script:
         "../scripts/summary.py"
 
 
-rule layers:
+rule report:
     input:
-        metrics=every_metrics,
+        "<results>/summary.parquet",
+        "<results>/layers.parquet",
+        "<results>/experiment.json",
     output:
-        parquet="<results>/layers.parquet",
+        html="<results>/report.html",
+        pictures=report(
+            directory("<results>/pictures"),
+            patterns=["{name}.svg"],
+            caption="../report/pictures.rst",
+            category="Pictures",
+        ),
     log:
-        "<results>/logs/layers.log",
+        "<results>/logs/report.log",
+    benchmark:
+        "<results>/benchmarks/report.tsv"
     conda:
         "../envs/gramprune.yaml"
     params:
         settings="{}",
-        code=code("stages.summarise"),
+        code=code("stages.report"),
     script:
-        "../scripts/layers.py"
+        "../scripts/report.py"

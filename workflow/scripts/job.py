@@ -33,6 +33,7 @@ def execute(snakemake, stage: str, online: bool = False, **arguments) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_MININTERVAL", "10")  # a log is not a terminal
 
     if snakemake.resources.get("gpu"):
         machine.claim_gpu()

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 from job import execute
 
 execute(
@@ -5,8 +7,6 @@ execute(
     "summarise:summarise",
     evaluations=list(snakemake.input.evaluations),
     recipes=list(snakemake.input.recipes),
-    csv=snakemake.output.csv,
-    parquet=snakemake.output.parquet,
-    html=snakemake.output.html,
-    plot=snakemake.output.plot,
+    metrics=list(snakemake.input.metrics),
+    folder=Path(snakemake.output.csv).parent,
 )

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from gramprune import artifacts, sources
+from gramprune.blocks import open_tokenizer
 from gramprune.calibration import sequences
 from gramprune.stages.fetch import manifest_of
 
@@ -16,8 +16,7 @@ from gramprune.stages.fetch import manifest_of
 def calibrate(model: Path, dataset: Path, output: Path, settings: dict[str, Any], code: str) -> None:
     """Write `tokens` (samples, length) int64. settings: dataset, samples, length, seed."""
     manifest = manifest_of(model)
-    tokenizer = AutoTokenizer.from_pretrained(manifest["folder"], local_files_only=True)
-    tokenizer.model_max_length = 10**9  # long documents are cut by us: no warning is due
+    tokenizer = open_tokenizer(manifest["folder"])
     tokens = sequences(
         sources.read_documents(dataset),
         lambda text: tokenizer(text)["input_ids"],

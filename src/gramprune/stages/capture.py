@@ -27,6 +27,7 @@ from gramprune.errors import GrampruneError
 from gramprune.gram import accumulate
 from gramprune.layout import selected
 from gramprune.numerics import finite
+from gramprune.progress import progress
 from gramprune.pruned import pruned_linear, write_metrics
 from gramprune.stages.fetch import manifest_of
 
@@ -119,15 +120,10 @@ def _passes(
     what: str,  # for the progress
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What enters and leaves the loaded block, batch by batch."""
-    samples = tokens.shape("tokens")[0]
-    started = last = time.monotonic()
-    for start in range(0, samples, batch_size):
+    samples, length = tokens.shape("tokens")
+    for start in progress(range(0, samples, batch_size), what, batch_size * length, "tokens"):
         rows = slice(start, start + batch_size)
         yield blocks.forward(tokens.read("tokens", rows), hidden and hidden.read("hidden", rows))
-        if time.monotonic() - last > 10:
-            last = time.monotonic()
-            done = min(start + batch_size, samples)
-            log.info("%s: %d of %d, %.0f s left", what, done, samples, (last - started) * (samples / done - 1))
 
 
 def _write_inputs(path: Path, states: Iterator[Tensor], tokens: Artifact, provenance: dict[str, Any]) -> None:

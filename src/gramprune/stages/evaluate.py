@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
 from gramprune import files, machine, sources
-from gramprune.blocks import compute_dtype
-from gramprune.checkpoint import Weights
+from gramprune.blocks import open_model
 from gramprune.perplexity import perplexity, windows
 from gramprune.stages.fetch import manifest_of
 
@@ -23,7 +21,7 @@ def evaluate_perplexity(
     checkpoint: Path | None,  # folder of a pruned one; None: the dense model itself
     dataset: Path,
     output: Path,
-    settings: dict[str, Any],  # dataset, separator, length, windows, dtype
+    settings: dict[str, Any],  # dataset, separator, length, stride, windows, dtype
     code: str,
     device: str,
     batch_size: int,  # windows
@@ -32,21 +30,19 @@ def evaluate_perplexity(
     started, device = time.monotonic(), machine.device(device)
     manifest = manifest_of(model)
     folder = Path(checkpoint or manifest["folder"])
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    tokenizer.model_max_length = 10**9  # the text is cut into windows by us: no warning is due
-    text = settings["separator"].join(sources.read_documents(dataset))
-    tokens = windows(tokenizer(text)["input_ids"], settings["length"], settings["windows"], settings["dataset"])
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    dtype = compute_dtype(settings["dtype"], config, Weights(folder))
-    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).to(device).eval()
-    result = perplexity(loaded, tokens, batch_size, device)
+    network, tokenizer, dtype = open_model(folder, settings["dtype"], device)
+    tokens = tokenizer(settings["separator"].join(sources.read_documents(dataset)))["input_ids"]
+    stride, name = settings["stride"], settings["dataset"]
+    cut = windows(tokens, settings["length"], stride, settings["windows"], name)
+    result = perplexity(network, cut, stride, batch_size, device)
     log.info("%s: perplexity %.4f on %s", folder, result["perplexity"], settings["dataset"])
     files.write_json(
         output,
         {
             "dataset": settings["dataset"],
             **result,
-            "dtype": str(dtype).removeprefix("torch."),
+            "tokens_sha256": hashlib.sha256(cut.numpy().tobytes()).hexdigest(),
+            "dtype": dtype,
             "batch_size": batch_size,
             "device": device,
             "settings": settings,
@@ -54,6 +50,7 @@ def evaluate_perplexity(
             "model": manifest,
             "data": sources.about_documents(dataset),
             "versions": files.versions(),
+            "hardware": machine.hardware(device),
             "seconds": round(time.monotonic() - started, 3),
             **machine.peak_memory(),
         },

@@ -1,4 +1,4 @@
-"""Tables and a picture of all models and runs."""
+"""Tables of all models and runs, and the report."""
 
 from __future__ import annotations
 
@@ -12,25 +12,21 @@ from gramprune import files, results
 def summarise(
     evaluations: list[Path],  # <model>/<run>/evaluation/<measure>.json
     recipes: list[Path],  # <model>/<run>/checkpoint/gramprune.json
-    csv: Path,
-    parquet: Path,
-    html: Path,
-    plot: Path,
-    settings: list[dict[str, Any]],  # model, run and recipe of every row
+    metrics: list[Path],  # of every stage and block
+    folder: Path,  # of results: the outputs are in it
+    settings: dict[str, Any],  # rows: model, run and recipe of every row; config: the experiment
     code: str,
 ) -> None:
-    """Write the summary as CSV, Parquet and HTML, and perplexities as a picture."""
+    """Write `summary` as CSV, Parquet, Markdown and LaTeX, `layers.parquet`, and `experiment.json`: the settings."""
     measured: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for path in map(Path, evaluations):
         measured[path.parts[-4], path.parts[-3]].append(files.read_json(path))
     sparsity = {(p.parts[-4], p.parts[-3]): files.read_json(p)["sparsity"] for p in map(Path, recipes)}
-    rows = results.summary_rows(settings, measured, sparsity)
-    results.write_table(results.table(rows), parquet=parquet, csv=csv)
-    with files.atomic(Path(html)) as part:
-        part.write_text(results.as_html(rows), encoding="utf-8")
-    results.plot(rows, plot)
-
-
-def layers(metrics: list[Path], parquet: Path, settings: dict[str, Any], code: str) -> None:
-    """Write what every stage measured of every linear."""
-    results.write_table(results.table(results.layer_rows([files.read_json(path) for path in metrics])), parquet=parquet)
+    rows = results.summary_rows(settings["rows"], measured, sparsity)
+    results.write_table(results.table(rows), folder / "summary.parquet", folder / "summary.csv")
+    for name, text in (("summary.md", results.as_markdown(rows)), ("summary.tex", results.as_latex(rows))):
+        with files.atomic(folder / name) as part:
+            part.write_text(text, encoding="utf-8")
+    layers = results.layer_rows([files.read_json(path) for path in metrics])
+    results.write_table(results.table(layers), folder / "layers.parquet")
+    files.write_json(folder / "experiment.json", {**settings, "code": code, "versions": files.versions()})

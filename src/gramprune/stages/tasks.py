@@ -1,0 +1,83 @@
+"""Tasks of lm-eval: their items are fetched once, then every checkpoint is evaluated on them without a network."""
+
+from __future__ import annotations
+
+import logging
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gramprune import files, machine, zeroshot
+from gramprune.errors import GrampruneError
+from gramprune.stages.fetch import manifest_of
+
+log = logging.getLogger(__name__)
+
+
+def fetch_tasks(output: Path, results: Path, settings: dict[str, Any], code: str) -> None:
+    """Have the items of some tasks on this machine, and write what they are.
+
+    settings: tasks, include_path.
+    """
+    names, include_path = settings["tasks"], settings["include_path"]
+    folders = zeroshot.folders(names, include_path, zeroshot.place(results), "evaluation.tasks")
+    tasks = zeroshot.load(names, folders)
+    found = zeroshot.described(tasks)
+    for name, task in found.items():
+        log.info("task %s: %d items, sha256 %s", name, task["items"], task["sha256"][:16])
+    content = {"tasks": found, "folders": folders, "lm_eval": version("lm_eval")}
+    files.write_json(output, {**content, "settings": settings, "code": code})
+
+
+def evaluate_tasks(
+    model: Path,  # manifest of the dense model
+    checkpoint: Path | None,  # folder of a pruned one; None: the dense model itself
+    tasks: Path,  # that `fetch_tasks` wrote
+    output: Path,
+    settings: dict[str, Any],  # name, tasks, shots, limit, dtype
+    code: str,
+    device: str,
+    batch_size: int,  # items
+) -> None:
+    """Write metrics, standard errors, every item's result and what they depend on as JSON.
+
+    Raises GrampruneError if the items are not those that were fetched.
+    """
+    from gramprune.blocks import open_model
+
+    started, device = time.monotonic(), machine.device(device)
+    manifest, fetched = manifest_of(model), files.read_json(tasks)
+    folder = Path(checkpoint or manifest["folder"])
+    loaded = zeroshot.load(settings["tasks"], fetched["folders"])
+    for name, task in zeroshot.described(loaded).items():
+        expected = fetched["tasks"].get(name, {}).get("sha256")
+        if task["sha256"] != expected:
+            raise GrampruneError(
+                f"the items of task {name} have the digest {task['sha256'][:16]}, but {str(expected)[:16]} was "
+                f"fetched: they have changed; delete {tasks} to have all models evaluated on the same."
+            )
+    network, tokenizer, dtype = open_model(folder, settings["dtype"], device)
+    results, groups = zeroshot.accuracy(network, tokenizer, loaded, settings["shots"], settings["limit"], batch_size)
+    for name, result in results.items():
+        shown = ", ".join(f"{m} {result['metrics'][m]:.4f}" for m in zeroshot.SHOWN if m in result["metrics"])
+        log.info("%s: %s: %s of %d items", folder, name, shown, result["samples"])
+    files.write_json(
+        output,
+        {
+            "name": settings["name"],
+            "tasks": {name: {**fetched["tasks"][name], **result} for name, result in results.items()},
+            "groups": groups,
+            "lm_eval": version("lm_eval"),
+            "dtype": dtype,
+            "batch_size": batch_size,
+            "device": device,
+            "settings": settings,
+            "code": code,
+            "model": manifest,
+            "versions": files.versions(),
+            "hardware": machine.hardware(device),
+            "seconds": round(time.monotonic() - started, 3),
+            **machine.peak_memory(),
+        },
+    )

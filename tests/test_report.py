@@ -1,0 +1,159 @@
+"""The tables and the report: what they say, in a real browser too."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+from conftest import changed
+from problems import assert_sentence
+
+from gramprune import results
+from gramprune.errors import GrampruneError
+from gramprune.report import write_report
+from gramprune.report.read import read
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+RUNS = ["chain", "joint", "plain", "apart", "refined", "aimed"]
+
+
+@pytest.fixture(scope="module")
+def page(clone) -> str:
+    return (clone.folder / "results/report.html").read_text()
+
+
+def measured(losses, length=11):
+    tokens = [length - 1] * len(losses)
+    total = float(np.dot(losses, tokens) / sum(tokens))
+    return {
+        "perplexity": float(np.exp(total)),
+        "windows": len(losses),
+        "length": length,
+        "stride": length,
+        "predicted_tokens": sum(tokens),
+        "tokens_per_window": tokens,
+        "loss_per_window": list(losses),
+    }
+
+
+def test_the_interval_of_the_difference_is_that_of_paired_windows():
+    generator = np.random.default_rng(3)
+    dense = generator.normal(3, 0.5, 200)
+    pruned = dense + generator.normal(0.1, 0.02, 200)  # windows differ much, the models on one window little
+    change, low, high = results.difference(measured(pruned), measured(dense))
+    assert change == pytest.approx(np.exp(pruned.mean()) - np.exp(dense.mean()))
+    draws = generator.integers(0, 200, (4000, 200))
+    gaps = np.exp(pruned[draws].mean(axis=1)) - np.exp(dense[draws].mean(axis=1))
+    assert (low, high) == pytest.approx(tuple(np.quantile(gaps, [0.025, 0.975])), rel=0.05)
+    assert low < change < high and results.difference(measured(pruned), measured(dense)) == (change, low, high)
+
+
+def test_perplexities_over_other_windows_are_not_subtracted():
+    with pytest.raises(GrampruneError) as error:
+        results.difference(measured([1.0] * 5), measured([1.0] * 5, length=21))
+    assert_sentence(error, "5 windows of 11", "of 21", "cannot be compared")
+
+
+def test_tables_for_papers_hold_the_figures_of_the_summary(clone):
+    folder = clone.folder / "results"
+    rows = parquet.read_table(folder / "summary.parquet").to_pylist()
+    for name, separator in (("summary.md", "|"), ("summary.tex", "&")):
+        lines = (folder / name).read_text().replace("\\", "").splitlines()
+        for row in rows:
+            line = next(line for line in lines if f" {row['run']} " in line)
+            assert f"{row['perplexity_evaluation']:.2f}" in [cell.strip() for cell in line.split(separator)]
+    for row in rows[1:]:
+        assert row["delta_low_evaluation"] <= row["delta_evaluation"] <= row["delta_high_evaluation"]
+        assert row["delta_evaluation"] == pytest.approx(row["perplexity_evaluation"] - rows[0]["perplexity_evaluation"])
+
+
+def test_the_report_begins_with_the_runs_and_marks_the_best_of_every_pattern(clone, page):
+    table = page[page.index("<table") : page.index("</table>")]
+    lines = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in re.findall(r"<tr.*?</tr>", table)]
+    assert [line[0] for line in lines if line] == ["dense", *RUNS]
+    rows = parquet.read_table(clone.folder / "results/summary.parquet").to_pylist()
+    halves = [row for row in rows if row["pattern"] == "0.5"]
+    best = min(halves, key=lambda row: row["perplexity_evaluation"])["run"]
+    marked = [
+        re.search(r"<td[^>]*>(.*?)</td>", line)[1] for line in re.findall(r"<tr.*?</tr>", table) if "best" in line
+    ]
+    assert marked == [best]  # one run alone at 2:4 is not the best of anything
+
+
+def test_the_report_says_what_could_make_one_doubt_and_how_to_make_a_figure_again(clone, page):
+    health = page[page.index("<h2 id=health>") : page.index("<h2 id=provenance>")]
+    assert health.count(">768<") == len(RUNS) and health.count("100.0 %") == 2  # tokens; swaps certified
+    provenance = page[page.index("<h2 id=provenance>") :]
+    manifest = json.loads((clone.folder / "results/tiny/model.json").read_text())
+    for text in (manifest["fingerprint"], "torch ", "12", "snakemake --cores", "mask:\n    method: admm"):
+        assert text in provenance
+    assert "results/tiny/refined/evaluation/perplexity_evaluation.json" in provenance
+
+
+def test_the_settings_that_the_report_shows_for_a_run_make_its_figures_again(clone, page):
+    """Snakemake finds nothing to do but tables when only this run is left: its jobs are the same."""
+    import yaml
+
+    made = page[page.index("<summary>tiny / refined") :]
+    config = yaml.safe_load(re.search(r"<pre>(.*?)</pre>", made, re.DOTALL)[1].replace("&#x27;", "'"))
+    assert [run["name"] for run in config["runs"]] == ["refined"]
+    assert set(clone.planned({**config, "batch_size": 4})) == {("summary", None), ("report", None)}
+
+
+def test_errors_of_a_run_are_those_of_its_own_stages(clone, config):
+    found = read(clone.folder / "results")
+    rows = parquet.read_table(clone.folder / "results/layers.parquet").to_pylist()
+    run = next(run for run in found.settings.runs if run.name == "refined")
+    errors = {(row["block"], row["linear"]): row for row in found.errors_of("tiny", run)}
+    assert len(errors) == 21
+    for row in rows:
+        if row["stage"] == "refine" and row["run"] == ("dense" if row["block"] == 0 else "refined"):
+            error = errors[row["block"], row["linear"]]
+            assert error["end"] == row["relative_error"]
+            assert error["start"] == pytest.approx(row["error_before"] / row["error"] * row["relative_error"])
+    cost = found.cost_of("tiny", "refined")
+    assert 0 < cost["wall"] <= cost["hours"] and cost["gpu"] == 0
+
+
+def test_figures_of_several_folders_that_cannot_be_compared_are_marked(clone, config, tmp_path):
+    wider = changed(config, lambda c: c["evaluation"]["perplexity"].update(length=32))
+    wider.update(results="wider", runs=[run for run in config["runs"] if run["name"] in ("plain", "apart")])
+    clone.run(config=wider)
+    folders = [clone.folder / "results", clone.folder / "wider"]
+    write_report(folders, tmp_path / "report.html", tmp_path / "pictures")
+    page = (tmp_path / "report.html").read_text()
+    assert "figures with different letters cannot be compared" in page
+    table = page[page.index("<table") : page.index("</table>")]
+    assert table.count("ᵃ") == 1 + len(RUNS) and table.count("ᵇ") == 1 + 2
+    write_report(folders[:1], tmp_path / "alone.html", tmp_path / "pictures")
+    assert "cannot be compared" not in (tmp_path / "alone.html").read_text()
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(GrampruneError) as error:
+        write_report([tmp_path], tmp_path / "report.html", tmp_path / "pictures")
+    assert_sentence(error, str(tmp_path), "experiment.json", "snakemake")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_browser_draws_every_chart_without_an_error_and_without_the_network(clone, page, tmp_path):
+    charts = page.count("data-chart=chart-")
+    pictures = sorted(path.stem for path in (clone.folder / "results/pictures").glob("*.svg"))
+    assert charts == len(pictures) >= 8
+    watched = tmp_path / "report.html"
+    note = "<script>onerror = m => document.title = 'FAILED ' + m; console.error = console.warn = onerror;</script>"
+    watched.write_text(page.replace("<title>", note + "<title>", 1))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}/profile"]
+    options += ["--virtual-time-budget=20000", f"--log-net-log={tmp_path}/net.json", "--dump-dom"]
+    done = subprocess.run([BROWSER, *options, watched.as_uri()], capture_output=True, text=True, timeout=120)
+    assert "FAILED" not in re.search("<title>(.*?)</title>", done.stdout)[1]
+    assert len(re.findall(r"<div id=\"chart-\w+\"[^>]*class=\"vega-embed", done.stdout)) == charts
+    asked = set(re.findall(r'"url":"(\w+)://[^"]*"', Path(tmp_path, "net.json").read_text()))
+    assert asked <= {"file", "chrome", "devtools"}

@@ -1,0 +1,11 @@
+from pathlib import Path
+
+from job import execute
+
+execute(
+    snakemake,
+    "report:report",
+    results=Path(snakemake.config["results"]),
+    html=snakemake.output.html,
+    pictures=snakemake.output.pictures,
+)

@@ -1,0 +1,3 @@
+from job import execute
+
+execute(snakemake, "status:show")
