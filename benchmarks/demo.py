@@ -36,9 +36,9 @@ LATER = {
     "calibrate": ("gramprune.stages.calibrate", [TOKENIZER, "pyarrow.parquet"]),
     "demo_model": ("gramprune.stages.fetch", ["gramprune.demo", "torch", TOKENIZER, LLAMA]),
     "fetch_data": ("gramprune.stages.fetch", ["gramprune.demo", "pyarrow.parquet"]),
-    "summary": ("gramprune.stages.summarise", ["matplotlib.pyplot"]),
+    "report": ("gramprune.stages.report", ["altair", "vl_convert"]),
 }
-FINE = re.compile(r"^start-up ([\d.]+) s, work ([\d.]+) s, peak memory", re.MULTILINE)
+FINE = re.compile(r"start-up ([\d.]+) s, work ([\d.]+) s, peak memory", re.MULTILINE)
 ELAPSED = re.compile(r"^Elapsed time: (?:(\d+) days?, )?(\d+):(\d+):([\d.]+)$", re.MULTILINE)
 
 

@@ -57,7 +57,8 @@ def small(config, definitions):
 
     def reduce(c):
         c["runs"] = [run for run in c["runs"] if run["name"] == "plain"]
-        entries = [{"tasks": ["first"], "dtype": "float32"}, {"name": "pair", "tasks": ["both"], "limit": 10, "shots": 2}]
+        first = {"tasks": ["first"], "dtype": "float32"}
+        entries = [first, {"name": "pair", "tasks": ["both"], "limit": 10, "shots": 2}]
         c["evaluation"]["tasks"] = [{**entry, "include_path": str(definitions)} for entry in entries]
 
     return changed(config, reduce)

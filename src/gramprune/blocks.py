@@ -46,8 +46,9 @@ class Blocks:
         self._blocks = list(self._list)
         _refuse_fused(self._blocks, config)
         everything, base, inside = map(_parameters, (whole, self.model, self._list))
-        self.sizes = {"outside": base - inside, "head": everything - base}
-        """Numbers of parameters that are in no block."""
+        tied = config.get_text_config().tie_word_embeddings
+        self.sizes = {"outside": base - inside, "head": 0 if tied else everything - base}
+        """Numbers of parameters that are in no block; a head that is tied to the embeddings has none of its own."""
         self._members: int | None = None  # of what a block returns: 0 for a tensor, else the tuple's length
         self._loaded: nn.Module | None = None
         for index, block in enumerate(self._blocks):

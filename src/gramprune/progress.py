@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 log = logging.getLogger(__name__)
@@ -13,24 +13,32 @@ EVERY = 10.0  # seconds
 Item = TypeVar("Item")
 
 
-def progress(
-    items: Iterable[Item],
-    what: str,
-    size: float = 1,  # of every item,
-    unit: str = "",  # in this unit; without one, items are counted
-    total: int | None = None,  # items; by default their length
-) -> Iterator[Item]:
-    """The items, with a line in the log now and then while they are worked on."""
-    total = len(items) if total is None else total  # type: ignore[arg-type]
-    started = last = time.monotonic()
-    for done, item in enumerate(items):
+class Progress:
+    """A count that is told to the log now and then."""
+
+    def __init__(self, what: str, total: float, size: float = 1, unit: str = ""):
+        """Of so many items, each of so many of a unit; without a unit items are counted."""
+        self.what, self.total, self.size, self.unit, self.done = what, total, size, unit, 0.0
+        self.started = self.last = time.monotonic()
+
+    def step(self, items: float = 1) -> None:
+        """So many more are done."""
+        self.done += items
         now = time.monotonic()
-        if now - last > EVERY:
-            last = now
-            speed = done / (now - started)
-            rate = f", {speed * size:,.0f} {unit}/s" if unit else ""
-            log.info("%s: %d of %d%s, %s left", what, done, total, rate, duration((total - done) / speed))
+        if now - self.last > EVERY:
+            self.last = now
+            speed = self.done / (now - self.started)
+            rate = f", {speed * self.size:,.0f} {self.unit}/s" if self.unit else ""
+            left = duration(max(0.0, self.total - self.done) / speed)
+            log.info("%s: %d of %d%s, %s left", self.what, self.done, self.total, rate, left)
+
+
+def progress(items: Sequence[Item], what: str, size: float = 1, unit: str = "") -> Iterator[Item]:
+    """The items, with a line in the log now and then while they are worked on."""
+    count = Progress(what, len(items), size, unit)
+    for item in items:
         yield item
+        count.step()
 
 
 def duration(seconds: float) -> str:

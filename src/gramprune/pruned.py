@@ -119,8 +119,10 @@ def write_metrics(
     labels: dict[str, str],  # model, run or trail, block, mask: what the rows are found by
     started: float,  # time.monotonic() at the stage's begin
     linears: list[dict[str, Any]],  # one row each
-) -> None:
-    """What a stage measured of a block, beside its tensors."""
+) -> str:
+    """What a stage measured of a block, beside its tensors; returns the errors for people."""
     seconds = round(time.monotonic() - started, 3)
     content = {"stage": stage, "labels": labels, "seconds": seconds, **machine.peak_memory(), "linears": linears}
     files.write_json(path, content)
+    errors = [linear["relative_error"] for linear in linears if "relative_error" in linear]
+    return f"relative layer errors {min(errors):.4g} to {max(errors):.4g}" if errors else ""

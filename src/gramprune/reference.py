@@ -12,10 +12,12 @@ from gramprune.settings import Section, Settings, sections_in, visible_fields
 def schema() -> str:
     """The JSON schema of config.yaml, for editors and for people."""
     content = Settings.model_json_schema()
+    known = content["$defs"]
     models = content["properties"]["model"]
-    one = {"anyOf": [{"type": "string"}, models["items"]]}
-    content["properties"]["model"] = {**models, "type": ["string", "object", "array"], "items": one}
-    del content["$defs"]["Dataset"]["properties"]["demo"]
+    for place in (models, known["Perplexity"]["properties"]["datasets"], known["Evaluation"]["properties"]["tasks"]):
+        place["items"] = {"anyOf": [{"type": "string"}, place["items"]]}  # a name may stand for the section
+    models["type"] = ["string", "object", "array"]
+    del known["Dataset"]["properties"]["demo"]
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **content}, indent=2) + "\n"
 
 

@@ -13,11 +13,13 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from gramprune import files
 from gramprune.errors import GrampruneError, suggest
+from gramprune.progress import Progress
 
 log = logging.getLogger(__name__)
 SEED = 1234  # lm-eval's own, for the choice of examples
@@ -159,7 +161,10 @@ def accuracy(
         task.set_config(key="num_fewshot", value=(fixed or 0) if shots is None else shots)
         task.set_fewshot_seed(seed=SEED)
     model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch_size)
+    count = Progress("tasks", sum(_sequences(task, limit) for task in tasks["tasks"].values()), 1, "sequences")
+    counting = network.register_forward_hook(lambda module, inputs, output: count.step(len(output.logits)))
     found = evaluate(model, task_dict=tasks, limit=limit)
+    counting.remove()
     results = {}
     for name in tasks["tasks"]:
         samples = found["samples"][name]
@@ -172,6 +177,12 @@ def accuracy(
         }
     groups = {name: {"metrics": _metrics(found["results"][name])} for name in tasks["groups"]}
     return results, groups
+
+
+def _sequences(task: Any, limit: int | None) -> int:
+    """How many sequences a task has the model see, about."""
+    items = islice(task.eval_docs, limit)
+    return sum(len(task.doc_to_choice(item)) if task.OUTPUT_TYPE == "multiple_choice" else 1 for item in items)
 
 
 def _metrics(found: dict[str, Any]) -> dict[str, float]:

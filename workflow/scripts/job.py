@@ -18,7 +18,10 @@ from gramprune.errors import GrampruneError
 
 
 def execute(snakemake, stage: str, online: bool = False, **arguments) -> None:
-    """Call `stage` ("module:function" in gramprune.stages) with settings, code digest and these arguments."""
+    """Call `stage` ("module:function" in gramprune.stages) with settings, code digest and these arguments.
+
+    What it returns, if anything, is said in the line that every finished job leaves in its log and on the terminal.
+    """
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     logging.raiseExceptions = False  # on a full disk the stage says so: a log that cannot be written adds nothing
     with contextlib.suppress(OSError):
@@ -33,7 +36,7 @@ def execute(snakemake, stage: str, online: bool = False, **arguments) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_MININTERVAL", "10")  # a log is not a terminal
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars are for terminals; `gramprune.progress` writes lines
 
     if snakemake.resources.get("gpu"):
         machine.claim_gpu()
@@ -42,19 +45,19 @@ def execute(snakemake, stage: str, online: bool = False, **arguments) -> None:
     module, _, function = stage.partition(":")
     run = getattr(import_module(f"gramprune.stages.{module}"), function)
     gc.enable()
+    where = " ".join([snakemake.rule, *map(str, snakemake.wildcards)])
     started = time.time()
     try:
-        run(settings=json.loads(snakemake.params.settings), code=snakemake.params.code, **arguments)
+        said = run(settings=json.loads(snakemake.params.settings), code=snakemake.params.code, **arguments)
     except GrampruneError as error:
-        where = " ".join([snakemake.rule, *map(str, snakemake.wildcards)])
         log.error("gramprune: %s: %s", where, error)
         sys.exit(1)
     except BaseException:
         log.exception("gramprune: %s failed in a way that was not foreseen", snakemake.rule)
         sys.exit(1)
-    with contextlib.suppress(OSError), open(snakemake.log[0], "a") as file:
-        file.write(f"start-up {started - process_start():.2f} s, work {time.time() - started:.2f} s, ")
-        file.write(f"peak memory {machine.peak_memory()['peak_host_mb']} MiB\n")
+    taken = f"start-up {started - process_start():.2f} s, work {time.time() - started:.2f} s"
+    found = f" {said};" if said else ""
+    log.info("%s:%s %s, peak memory %d MiB", where, found, taken, machine.peak_memory()["peak_host_mb"])
 
 
 def return_freed_memory() -> None:

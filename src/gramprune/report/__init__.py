@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from gramprune import files
 from gramprune.report.read import read
-
-log = logging.getLogger(__name__)
 
 
 def write_report(folders: list[Path], html: Path, pictures: Path) -> None:
@@ -29,4 +26,3 @@ def write_report(folders: list[Path], html: Path, pictures: Path) -> None:
     library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     with files.atomic(Path(html)) as part:
         part.write_text(page(results, charts, library), encoding="utf-8")
-    log.info("%s: %d pictures, %.1f MB", html, len(charts), Path(html).stat().st_size / 1e6)

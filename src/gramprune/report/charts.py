@@ -75,6 +75,11 @@ def _measured(results: list[Results], prefix: str) -> list[dict[str, Any]]:
     return records
 
 
+def _scale(kind: str) -> alt.Scale:
+    """An axis that shows the figures and no more."""
+    return alt.Scale(type=kind, nice=False, padding=16, **({"zero": False} if kind == "linear" else {}))
+
+
 def _per_run(records: list[dict[str, Any]], title: str, scale: str, error: str | None) -> alt.TopLevelMixin | None:
     """A point per run, in the configuration's order, and the dense model as a line; a panel per model and column."""
     panels = defaultdict(list)
@@ -137,9 +142,7 @@ def sparsity(results: list[Results]) -> alt.TopLevelMixin | None:
         found = [r for r in runs if (r["place"], r["what"]) == (place, what)]
         base = alt.Chart(alt.Data(values=found), width=WIDTH - 220, height=280, title=place).encode(
             x=alt.X("sparsity:Q", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=False, padding=12)),
-            y=alt.Y(
-                "value:Q", title=f"perplexity {what}", scale=alt.Scale(type="log", zero=False, nice=False, padding=16)
-            ),
+            y=alt.Y("value:Q", title=f"perplexity {what}", scale=_scale("log")),
             color=alt.Color("method:N", legend=alt.Legend(labelLimit=260)),
         )
         lines = base.transform_filter("datum.kind == 'unstructured'").mark_line(opacity=0.6)
@@ -210,7 +213,11 @@ def reduction(results: list[Results]) -> alt.TopLevelMixin | None:
     records = [
         {**r, "left": r["end"] / r["start"]} for r in _errors(results) if r.get("start") and r["end"] != r["start"]
     ]
-    return _heat_map(records, "left", "error left", "redblue", {"type": "log", "reverse": True, "domainMid": 1})
+    if not records:
+        return None
+    farthest = max(max(r["left"], 1 / r["left"]) for r in records)  # so that white is 1: neither better nor worse
+    scale = {"type": "log", "reverse": True, "domain": [1 / farthest, farthest]}
+    return _heat_map(records, "left", "error left", "redblue", scale)
 
 
 def depth(results: list[Results]) -> alt.TopLevelMixin | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from gramprune.pruned import pruned_linear
 from gramprune.sparsity import Pattern
 from gramprune.stages.fetch import manifest_of
 
-log = logging.getLogger(__name__)
 RECIPE = "gramprune.json"
 
 
@@ -27,8 +25,8 @@ def assemble(
     checkpoint: Path,  # output folder
     settings: dict[str, Any],  # the run
     code: str,
-) -> None:
-    """Write the checkpoint's folder, with what was done in `gramprune.json`.
+) -> str:
+    """Write the checkpoint's folder, with what was done in `gramprune.json`; return the sparsity for people.
 
     Raises GrampruneError if a matrix' zeros are not exactly what the run says, and leaves no folder then.
     """
@@ -53,7 +51,7 @@ def assemble(
             "versions": files.versions(),
         }
         files.write_json(folder / RECIPE, recipe)
-    log.info("%s: %.4f %% of %d weights in %d matrices are zero", checkpoint, 100 * zeros / total, total, len(matrices))
+    return f"{100 * zeros / total:.4f} % of {total:,} weights in {len(matrices)} matrices are zero"
 
 
 def _stored(blocks: list[Artifact], dense: Weights) -> Iterator[tuple[str, Tensor]]:

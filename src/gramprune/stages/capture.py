@@ -50,8 +50,8 @@ def capture(
     code: str,
     device: str,
     batch_size: int,  # sequences
-) -> None:
-    """Write the hidden states that enter `block`, and the Gram matrices of its linears.
+) -> str:
+    """Write the hidden states that enter `block`, and the Gram matrices of its linears; return the speed for people.
 
     Raises GrampruneError for activations that are not finite, and for artifacts of another model or block.
     """
@@ -110,6 +110,7 @@ def capture(
     dead = {name: int((kept[name].diagonal() == 0).sum()) for name in set(shares.values())}
     rows = [{"linear": name, "tokens": counted, "dead_inputs": dead[first]} for name, first in shares.items()]
     write_metrics(metrics, "capture", labels, started, rows)
+    return f"{counted:,} tokens, {counted / (time.monotonic() - started):,.0f} per second"
 
 
 def _passes(

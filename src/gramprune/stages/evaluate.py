@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from gramprune import files, machine, sources
 from gramprune.blocks import open_model
 from gramprune.perplexity import perplexity, windows
 from gramprune.stages.fetch import manifest_of
-
-log = logging.getLogger(__name__)
 
 
 def evaluate_perplexity(
@@ -25,8 +22,8 @@ def evaluate_perplexity(
     code: str,
     device: str,
     batch_size: int,  # windows
-) -> None:
-    """Write perplexity, windows, tokens and what they depend on as JSON."""
+) -> str:
+    """Write perplexity, windows, tokens and what they depend on as JSON; return the perplexity for people."""
     started, device = time.monotonic(), machine.device(device)
     manifest = manifest_of(model)
     folder = Path(checkpoint or manifest["folder"])
@@ -35,7 +32,6 @@ def evaluate_perplexity(
     stride, name = settings["stride"], settings["dataset"]
     cut = windows(tokens, settings["length"], stride, settings["windows"], name)
     result = perplexity(network, cut, stride, batch_size, device)
-    log.info("%s: perplexity %.4f on %s", folder, result["perplexity"], settings["dataset"])
     files.write_json(
         output,
         {
@@ -55,3 +51,4 @@ def evaluate_perplexity(
             **machine.peak_memory(),
         },
     )
+    return f"perplexity {result['perplexity']:.4f}"

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from gramprune import files, sources
 from gramprune.errors import GrampruneError
 
-log = logging.getLogger(__name__)
 
-
-def fetch_model(manifest: Path, folder: Path, settings: dict[str, Any], code: str) -> None:
+def fetch_model(manifest: Path, folder: Path, settings: dict[str, Any], code: str) -> str:
     """Write the model's manifest: folder, source, exact revision, fingerprint.
 
     settings: kind, source, revision. folder: where a demo model is trained into.
     """
     found = sources.fetch_model(settings["kind"], settings["source"], settings["revision"], Path(folder))
-    log.info("model %s: %s, fingerprint %s", settings["source"], found["folder"], found["fingerprint"])
     files.write_json(manifest, {**found, "settings": settings, "code": code})
+    return f"{found['folder']}, fingerprint {found['fingerprint']}"
 
 
-def fetch_data(output: Path, name: str, settings: dict[str, Any], code: str) -> None:
+def fetch_data(output: Path, name: str, settings: dict[str, Any], code: str) -> str:
     """Write a dataset's documents as Parquet. settings: as in the configuration's `datasets`."""
     revision = sources.dataset_revision(settings)
     about = {"stage": "fetch_data", "dataset": name, "settings": settings, "code": code, "revision": revision}
@@ -31,7 +28,7 @@ def fetch_data(output: Path, name: str, settings: dict[str, Any], code: str) -> 
     if not written["documents"]:
         Path(output).unlink()
         raise GrampruneError(f"dataset {name}: there is no document in it.")
-    log.info("dataset %s: %d documents, sha256 %s", name, written["documents"], written["sha256"][:16])
+    return f"{written['documents']:,} documents, sha256 {written['sha256'][:16]}"
 
 
 def manifest_of(model: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def mask_block(
     settings: dict[str, Any],  # method, options, pattern, granularity, precision, target
     code: str,
     device: str,
-) -> None:
+) -> str:
     """Choose the mask of every linear of a block from its dense weight and Gram matrix, or improve the one it has.
 
     Raises GrampruneError for Gram matrices of something else, and a mask that was made from others.
@@ -58,4 +58,4 @@ def mask_block(
             writer.append(f"{name}.mask", artifacts.pack_mask(chosen))
             measured |= measures(weight, weight.where(chosen, 0), gram)  # the same error for all methods
             rows.append({"linear": name, **measured, "seconds": time.monotonic() - began})
-    write_metrics(metrics, "mask" if mask is None else "refine", labels, started, rows)
+    return write_metrics(metrics, "mask" if mask is None else "refine", labels, started, rows)

@@ -8,6 +8,7 @@ from typing import Any
 from gramprune.report import write_report
 
 
-def report(results: Path, html: Path, pictures: Path, settings: dict[str, Any], code: str) -> None:
-    """Write the page and its pictures. settings: none; everything is in the folder."""
+def report(results: Path, html: Path, pictures: Path, settings: dict[str, Any], code: str) -> str:
+    """Write the page and its pictures. Return where it is. settings: none."""
     write_report([results], html, pictures)
+    return f"{html}, {Path(html).stat().st_size / 1e6:.1f} MB"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +11,8 @@ from gramprune import files, machine, zeroshot
 from gramprune.errors import GrampruneError
 from gramprune.stages.fetch import manifest_of
 
-log = logging.getLogger(__name__)
 
-
-def fetch_tasks(output: Path, results: Path, settings: dict[str, Any], code: str) -> None:
+def fetch_tasks(output: Path, results: Path, settings: dict[str, Any], code: str) -> str:
     """Have the items of some tasks on this machine, and write what they are.
 
     settings: tasks, include_path.
@@ -24,10 +21,9 @@ def fetch_tasks(output: Path, results: Path, settings: dict[str, Any], code: str
     folders = zeroshot.folders(names, include_path, zeroshot.place(results), "evaluation.tasks")
     tasks = zeroshot.load(names, folders)
     found = zeroshot.described(tasks)
-    for name, task in found.items():
-        log.info("task %s: %d items, sha256 %s", name, task["items"], task["sha256"][:16])
     content = {"tasks": found, "folders": folders, "lm_eval": version("lm_eval")}
     files.write_json(output, {**content, "settings": settings, "code": code})
+    return ", ".join(f"{name}: {task['items']:,} items" for name, task in found.items())
 
 
 def evaluate_tasks(
@@ -39,7 +35,7 @@ def evaluate_tasks(
     code: str,
     device: str,
     batch_size: int,  # items
-) -> None:
+) -> str:
     """Write metrics, standard errors, every item's result and what they depend on as JSON.
 
     Raises GrampruneError if the items are not those that were fetched.
@@ -59,9 +55,6 @@ def evaluate_tasks(
             )
     network, tokenizer, dtype = open_model(folder, settings["dtype"], device)
     results, groups = zeroshot.accuracy(network, tokenizer, loaded, settings["shots"], settings["limit"], batch_size)
-    for name, result in results.items():
-        shown = ", ".join(f"{m} {result['metrics'][m]:.4f}" for m in zeroshot.SHOWN if m in result["metrics"])
-        log.info("%s: %s: %s of %d items", folder, name, shown, result["samples"])
     files.write_json(
         output,
         {
@@ -81,3 +74,5 @@ def evaluate_tasks(
             **machine.peak_memory(),
         },
     )
+    shown = {name: [m for m in zeroshot.SHOWN if m in result["metrics"]] for name, result in results.items()}
+    return ", ".join(f"{name} {m} {results[name]['metrics'][m]:.4f}" for name, found in shown.items() for m in found)

@@ -31,7 +31,7 @@ def update_block(
     settings: dict[str, Any],  # method, options, precision, target; for a joint method also pattern, granularity
     code: str,
     device: str,
-) -> None:
+) -> str:
     """Compute the pruned weights of every linear of a block.
 
     Raises GrampruneError for Gram matrices of something else, a mask that was made from others, and weights that do
@@ -71,4 +71,4 @@ def update_block(
             after = measures(weight, new.to(weight.dtype), gram)
             row = {"linear": name, **after, "error_before": before, **plain(stats)}
             rows.append({**row, "seconds": time.monotonic() - began})
-    write_metrics(metrics, "update", labels, started, rows)
+    return write_metrics(metrics, "update", labels, started, rows)
