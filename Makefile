@@ -12,8 +12,7 @@ export PATH := $(RUN):$(PATH)
 .PHONY: demo test quick check
 
 demo: $(ENV)/installed
-	snakemake --cores $(CORES)
-	@$(MAKE) --no-print-directory results/report.html
+	snakemake --profile local --cores $(CORES)
 	@gramprune summary
 
 # Two processes: most tests wait for Snakemake to start. Each makes its own little world, so more do not pay.
@@ -28,9 +27,6 @@ check: $(ENV)/installed
 	ruff format --check .
 	snakefmt --check Snakefile workflow
 	snakemake --lint
-
-results/report.html: results/summary.csv $(ENV)/installed
-	snakemake --report $@
 
 # Exact versions; torch is the build that pip finds for this machine (CUDA on Linux, unless a CPU build is offered).
 $(ENV)/installed: pyproject.toml constraints.txt

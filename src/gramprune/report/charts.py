@@ -21,7 +21,7 @@ def method(row: dict[str, Any]) -> str:
     if row["run"] == "dense":
         return "-"
     parts = [row["mask"], row["refine"], row["update"]]
-    text = " + ".join(part for part in parts if part and part != "none")
+    text = " + ".join(part for part in parts if part not in ("none", "joint")) + " joint" * (row["update"] == "joint")
     return text + (", dense target" if row["target"] == "dense" else "")
 
 
@@ -324,9 +324,9 @@ def rules(results: list[Results]) -> alt.TopLevelMixin | None:
             pairs |= {(parent[0], key[0]) for parent in job.after if parent[0] != key[0]}
     edges = [
         {
-            "x": places[a][0] + 0.42,
+            "x": places[a][0] + 0.45,
             "y": places[a][1],
-            "x2": places[b][0] - 0.42,
+            "x2": places[b][0] - 0.45,
             "y2": places[b][1],
             "needs": f"{a} → {b}",
         }
@@ -348,12 +348,12 @@ def rules(results: list[Results]) -> alt.TopLevelMixin | None:
     boxes = alt.Chart(
         alt.Data(
             values=[
-                {**n, "left": n["x"] - 0.42, "right": n["x"] + 0.42, "top": n["y"] - 0.25, "low": n["y"] + 0.25}
+                {**n, "left": n["x"] - 0.45, "right": n["x"] + 0.45, "top": n["y"] - 0.25, "low": n["y"] + 0.25}
                 for n in nodes
             ]
         )
     )
-    text = alt.Chart(alt.Data(values=nodes)).mark_text(color="white", fontSize=11).encode(x=x, y=y, text="rule:N")
+    text = alt.Chart(alt.Data(values=nodes)).mark_text(color="white", fontSize=10).encode(x=x, y=y, text="rule:N")
     return alt.layer(
         lines,
         heads.transform_filter("!datum.back").encode(x=alt.X("x2:Q", axis=None), y=alt.Y("y2:Q", axis=None)),

@@ -39,7 +39,7 @@ nav a{margin-right:.9rem;white-space:nowrap}a{color:#1d4ed8;text-decoration:none
 th,td{padding:.28rem .6rem;border-bottom:1px solid var(--line);text-align:left;white-space:nowrap;vertical-align:top}
 th{background:#f9fafb;position:sticky;top:0}.sortable th{cursor:pointer}.sortable th:after{content:" ↕";color:#c4c9d1}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}tr.dense td{background:#f3f4f6}
-td.best{font-weight:650;color:#047857}td.best:after{content:" ★"}small{color:var(--soft);display:block}
+td.best{font-weight:650;color:#047857}td.best:before{content:"★ "}small{color:var(--soft);display:block}
 .bad{color:#b91c1c}figure{margin:.6rem 0}figcaption{color:var(--soft);max-width:46rem}
 pre{background:#f9fafb;padding:.6rem;overflow-x:auto;font-size:.8rem}summary{cursor:pointer}
 .vega-bind{font-size:.86rem;margin:.3rem 0}.vega-bind select{max-width:18rem}
@@ -112,19 +112,24 @@ def answer(results: list[Results]) -> str:
             text = escape(tables.cell(name, row)) + marks.get((place, name), "") + _interval(name, row)
             cells.append(_cell(row.get(name), text, "n best" if (place, name) in best else "n"))
         cells.append(_cell(row["sparsity"], tables.cell("sparsity", row), "n"))
-        cells += [_cell(text) for text in (row["pattern"], row["granularity"], method(row), row["propagation"])]
+        counted = (
+            f"{row['pattern']} per {row['granularity']}" if row["granularity"] in ("row", "matrix") else row["pattern"]
+        )
+        cells += [_cell(text) for text in (counted, method(row), row["propagation"])]
         cost = _cost(row)
         cells += [_cell(cost.get(key), duration(3600 * cost[key]) if cost else "-", "n") for key in spent]
         body.append(f"<tr{' class=dense' if row['run'] == 'dense' else ''}>{''.join(cells)}</tr>")
     titles = [(name, False) for name in head] + [(_heading(name), True) for name in figures] + [("sparsity", True)]
-    titles += [(name, False) for name in ("pattern", "counted per", "method", "propagation")]
+    titles += [(name, False) for name in ("pattern", "method", "propagation")]
     titles += [(name, True) for name in spent.values()]
     notes = "".join(f"<p>{note}</p>" for note in legend(rows, figures))
     return (
-        "<h2 id=answer>Runs</h2><p>The best run of every model and pattern is marked with ★. Below a perplexity: how "
-        "much higher than dense, with a 95 % interval (bootstrap over windows); with an accuracy, its standard error. "
-        "Time is that of all jobs that a run needs, shared ones counted in full; wall: if every job had a machine at "
-        "once. A click on a heading sorts.</p>" + _table(titles, "".join(body)) + notes
+        "<h2 id=answer>Runs</h2><p>The best run of every model and pattern is marked with ★; where intervals overlap, "
+        "that says little. Below a perplexity: how much higher than dense, with a 95 % interval (bootstrap over "
+        "windows); with an accuracy, its standard error. Time is that of all jobs that a run needs, shared ones counted "
+        "in full; wall: if every job had a machine at once. A click on a heading sorts.</p>"
+        + _table(titles, "".join(body))
+        + notes
     )
 
 
