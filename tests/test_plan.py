@@ -1,4 +1,4 @@
-"""What is known before an experiment (plan, resources), and what is left after it (keep, tidy)."""
+"""What is known before an experiment (plan, resources), during it (status), and what is left after it (keep, tidy)."""
 
 import os
 import shutil
@@ -154,6 +154,45 @@ def test_keeping_results_only_gives_the_same_checkpoints_and_nothing_to_do(kept,
     assert bytes_of(kept.folder / folder) == bytes_of(clone.folder / folder)
     assert list(kept.folder.glob(BLOCK_TENSORS)) == []
     assert kept.planned() == Counter()
+
+
+def test_status_says_which_runs_are_done_and_where_the_others_are(clone, config, tmp_path):
+    copy = Clone(tmp_path)
+    shutil.copytree(clone.folder, copy.folder, dirs_exist_ok=True)
+    done = copy.snakemake("status")
+    assert done.returncode == 0 and "Everything is done." in done.stdout
+    added = changed(config, lambda c: c["runs"].append({"name": "new", "sparsity": 0.5, "mask": "magnitude"}))
+    copy.run("results/tiny/new/block_001/gram.json", config=added)
+    lines = copy.snakemake("status", config=added).stdout.splitlines()
+    cells = {line.split()[1]: line.split() for line in lines if line.startswith("tiny ")}
+    assert cells["chain"][2:] == ["3", "of", "3", "-", "yes", "1", "of", "1", "-"]
+    assert cells["new"][2:12] == ["1", "of", "3", "mask", "of", "block", "1", "no", "0", "of"]
+    assert any(line.startswith("To do: ") and "by the times of what is done" in line for line in lines)
+
+
+def test_the_time_that_is_left_is_that_of_measured_jobs_of_the_same_stage(config):
+    from gramprune.measured import Measured
+    from gramprune.settings import load
+    from gramprune.status import expected, finished, remaining
+
+    settings = load(config)
+    work = {**chain(4, 5.0), ("mask", 0): Job(Need(0, start=2.0), (("capture", 3),))}
+    taken = {("capture", 0): Measured(10.0, None, None, 100.0), ("capture", 1): Measured(20.0, None, None, 200.0)}
+    assert finished(work, taken) == {("capture", 0), ("capture", 1)}
+    assert finished(work, {**taken, ("capture", 0): Measured(10.0, None, None, 300.0)}) == {("capture", 0)}  # made anew
+    seconds = expected(work, taken, settings)
+    assert seconds["capture", 2] == pytest.approx(15) and seconds["mask", 0] == pytest.approx(6)  # three times as long
+    left = remaining(work, finished(work, taken), seconds)
+    assert list(left) == [("capture", 2), ("capture", 3), ("mask", 0)]
+    assert pipeline.longest_chain(left, lambda need: need.start)[0] == pytest.approx(36)
+
+
+def test_logs_and_benchmarks_are_where_the_library_looks_for_them(clone, config, monkeypatch):
+    monkeypatch.chdir(clone.folder)
+    results = clone.folder / "results"
+    stems = {pipeline.stem(key) for key in pipeline.jobs(*checks.check(config))}
+    for folder, ending in ((results / "logs", ".log"), (results / "benchmarks", ".tsv")):
+        assert stems == {str(path.relative_to(folder)).removesuffix(ending) for path in folder.rglob(f"*{ending}")}
 
 
 def test_tidy_removes_what_finished_runs_no_longer_need_and_causes_no_rerun(clone, config, tmp_path):

@@ -126,8 +126,8 @@ def answer(results: list[Results]) -> str:
     return (
         "<h2 id=answer>Runs</h2><p>The best run of every model and pattern is marked with ★; where intervals overlap, "
         "that says little. Below a perplexity: how much higher than dense, with a 95 % interval (bootstrap over "
-        "windows); with an accuracy, its standard error. Time is that of all jobs that a run needs, shared ones counted "
-        "in full; wall: if every job had a machine at once. A click on a heading sorts.</p>"
+        "windows); with an accuracy, its standard error. Time is that of all jobs that a run needs, shared ones "
+        "counted in full; wall: if every job had a machine at once. A click on a heading sorts.</p>"
         + _table(titles, "".join(body))
         + notes
     )
