@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -50,12 +51,31 @@ def tokenizer(documents, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tokenizer, tmp_path_factory) -> Path:
-    """A random Llama: 3 blocks, grouped queries, bfloat16, tied embeddings, several shards."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_llama(folder, seed=0)
-    tokenizer.save_pretrained(folder)
+def shared(tmp_path_factory) -> Path:
+    """A folder that all test processes of this session see."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+def once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder that is made by the first test process that needs it; others wait for it."""
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            part = folder.with_suffix(".part")
+            make(part)
+            part.rename(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer, shared) -> Path:
+    """A random Llama: 3 blocks, grouped queries, bfloat16, tied embeddings, several shards."""
+
+    def make(folder: Path) -> None:
+        save_llama(folder, seed=0)
+        tokenizer.save_pretrained(folder)
+
+    return once(shared / "tiny", make)
 
 
 def save_llama(folder: Path, seed: int, **changes: Any) -> None:
@@ -141,12 +161,16 @@ class Clone:
 
 
 @pytest.fixture(scope="session")
-def texts(documents, tmp_path_factory) -> dict[str, Path]:
+def texts(documents, shared) -> dict[str, Path]:
     """Two local files: calibration as .jsonl, evaluation as .txt."""
-    folder = tmp_path_factory.mktemp("texts")
-    with open(folder / "calibration.jsonl", "w") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in documents[:40])
-    (folder / "evaluation.txt").write_text("\n\n".join(documents[40:44])[:6000])
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        with open(folder / "calibration.jsonl", "w") as file:
+            file.writelines(json.dumps({"text": text}) + "\n" for text in documents[:40])
+        (folder / "evaluation.txt").write_text("\n\n".join(documents[40:44])[:6000])
+
+    folder = once(shared / "texts", make)
     return {"calibration": folder / "calibration.jsonl", "evaluation": folder / "evaluation.txt"}
 
 
@@ -178,11 +202,25 @@ def config(tiny_model, texts) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def clone(config, tmp_path_factory) -> Clone:
-    """A clone in which the whole experiment has run once. Tests only read it, or put back what they change."""
-    made = Clone(tmp_path_factory.mktemp("clone"))
-    made.write(config)
-    made.run()
+def clone(config, shared, tmp_path_factory) -> Clone:
+    """A clone in which the whole experiment has run once. Tests only read it, or put back what they change.
+
+    It runs once, and every test process has a copy of its own.
+    """
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        first = Clone(folder)
+        first.write(config)
+        first.run()
+
+    return copied(once(shared / "finished", make), tmp_path_factory.mktemp("clone"))
+
+
+def copied(finished: Path, folder: Path) -> Clone:
+    """A clone with all that another one has made."""
+    made = Clone(folder)
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
     return made
 
 

@@ -3,15 +3,13 @@
 import shutil
 
 import pytest
-from conftest import Clone, changed, save_llama
+from conftest import Clone, changed, copied, save_llama
 
 
 @pytest.fixture(scope="module")
 def clone(clone, tmp_path_factory) -> Clone:
     """A copy: these tests damage files, and mending them leaves other dates."""
-    copy = Clone(tmp_path_factory.mktemp("copy"))
-    shutil.copytree(clone.folder, copy.folder, dirs_exist_ok=True)
-    return copy
+    return copied(clone.folder, tmp_path_factory.mktemp("copy"))
 
 
 def run(config, number=0):

@@ -55,7 +55,7 @@ class Copy:
         found = {}
         for path in sorted((self.folder / "results").rglob("*")):
             name = path.relative_to(self.folder)
-            if path.is_file() and name.parts[1] != "logs":
+            if path.is_file() and name.parts[1] not in ("logs", "benchmarks"):
                 found[CHECKPOINT if CHECKPOINT in name.parents else name] = path.stat().st_ino, path.stat().st_mtime_ns
         return found
 

@@ -1,7 +1,6 @@
 """What is known before an experiment (plan, resources), during it (status), and what is left after it (keep, tidy)."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -9,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import Clone, changed
+from conftest import Clone, changed, copied
 
 from gramprune import checks, machine, pipeline, resources
 from gramprune.pipeline import Job
@@ -157,8 +156,7 @@ def test_keeping_results_only_gives_the_same_checkpoints_and_nothing_to_do(kept,
 
 
 def test_status_says_which_runs_are_done_and_where_the_others_are(clone, config, tmp_path):
-    copy = Clone(tmp_path)
-    shutil.copytree(clone.folder, copy.folder, dirs_exist_ok=True)
+    copy = copied(clone.folder, tmp_path)
     done = copy.snakemake("status")
     assert done.returncode == 0 and "Everything is done." in done.stdout
     added = changed(config, lambda c: c["runs"].append({"name": "new", "sparsity": 0.5, "mask": "magnitude"}))
@@ -196,8 +194,7 @@ def test_logs_and_benchmarks_are_where_the_library_looks_for_them(clone, config,
 
 
 def test_tidy_removes_what_finished_runs_no_longer_need_and_causes_no_rerun(clone, config, tmp_path):
-    copy = Clone(tmp_path)
-    shutil.copytree(clone.folder, copy.folder, dirs_exist_ok=True)
+    copy = copied(clone.folder, tmp_path)
     evaluation = "results/tiny/plain/evaluation/perplexity_evaluation.json"
     (copy.folder / evaluation).unlink()
     tensors = {path.relative_to(copy.folder): path.stat().st_size for path in copy.folder.glob(BLOCK_TENSORS)}
