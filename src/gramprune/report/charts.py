@@ -89,13 +89,10 @@ def _per_run(records: list[dict[str, Any]], title: str, scale: str, error: str |
     for (place, what), found in panels.items():
         dense = [record for record in found if record["run"] == "dense"]
         runs = [record for record in found if record["run"] != "dense"]
-        axis = alt.X(
-            "value:Q", title=f"{title} {what}", scale=alt.Scale(type=scale, zero=False, nice=False, padding=16)
-        )
+        axis = alt.X("value:Q", title=f"{title} {what}", scale=_scale(scale))
         order = alt.Y("run:N", sort=[record["run"] for record in runs], title=None, axis=alt.Axis(labelLimit=260))
         shown = ["run:N", "method:N", "pattern:N", alt.Tooltip("value:Q", format=".4f")]
         base = alt.Chart(alt.Data(values=runs), width=WIDTH - 160, height=alt.Step(22), title=place)
-        layered = []
         if error == "interval" and dense:
             for record in runs:
                 record["least"] = dense[0]["value"] + record["low"] if record["low"] is not None else None
@@ -106,12 +103,11 @@ def _per_run(records: list[dict[str, Any]], title: str, scale: str, error: str |
                 record["least"] = record["value"] - 1.96 * (record["stderr"] or 0)
                 record["most"] = record["value"] + 1.96 * (record["stderr"] or 0)
             shown.append(alt.Tooltip("stderr:Q", title="standard error", format=".4f"))
-        layered.append(
-            base.mark_rule(strokeWidth=2, opacity=0.5).encode(x="least:Q", x2="most:Q", y=order, color="pattern:N")
-        )
-        layered.append(
-            base.mark_point(filled=True, size=70, opacity=1).encode(x=axis, y=order, color="pattern:N", tooltip=shown)
-        )
+        bar, point = base.mark_rule(strokeWidth=2, opacity=0.5), base.mark_point(filled=True, size=70, opacity=1)
+        layered = [
+            bar.encode(x=alt.X("least:Q", scale=_scale(scale)), x2="most:Q", y=order, color="pattern:N"),
+            point.encode(x=axis, y=order, color="pattern:N", tooltip=shown),
+        ]
         if dense:
             line = alt.Chart(alt.Data(values=dense)).mark_rule(color="#111827", strokeDash=[4, 3])
             layered.append(line.encode(x="value:Q", tooltip=["run:N", alt.Tooltip("value:Q", format=".4f")]))

@@ -329,7 +329,7 @@ def _made(one: Results, model: str, run: str) -> str:
     measures = [f"perplexity_{text.dataset}" for text in one.settings.evaluation.perplexity.datasets]
     measures += [f"tasks_{name}" for name in one.settings.tasks]
     targets = " \\\n    ".join(f"results/{model}/{run}/evaluation/{name}.json" for name in measures)
-    command = f"snakemake --cores 8 --configfile this.yaml \\\n    {targets}"
+    command = f"snakemake --cores 8 \\\n    {targets} \\\n    --configfile this.yaml"
     return (
         f"<details><summary>{escape(model)} / {escape(run)}: settings and command</summary><p>this.yaml:</p>"
         f"<pre>{escape(shown)}</pre><pre>{escape(command)}</pre></details>"
