@@ -25,7 +25,7 @@ class Progress:
         """So many more are done."""
         self.done += items
         now = time.monotonic()
-        if now - self.last > EVERY:
+        if now - self.last > EVERY and self.done < self.total:
             self.last = now
             speed = self.done / (now - self.started)
             rate = f", {speed * self.size:,.0f} {self.unit}/s" if self.unit else ""
