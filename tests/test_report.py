@@ -15,6 +15,7 @@ from problems import assert_sentence
 from gramprune import results
 from gramprune.errors import GrampruneError
 from gramprune.report import write_report
+from gramprune.report.page import NO_NETWORK
 from gramprune.report.read import read
 
 BROWSER = next(
@@ -142,18 +143,18 @@ def test_a_folder_without_results_is_refused(tmp_path):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_a_browser_draws_every_chart_without_an_error_and_without_the_network(clone, page, tmp_path):
+def test_a_browser_draws_every_chart_without_an_error_though_the_page_may_ask_for_nothing(clone, page, tmp_path):
     charts = page.count("data-chart=chart-")
     pictures = sorted(path.stem for path in (clone.folder / "results/pictures").glob("*.svg"))
     assert charts == len(pictures) >= 8
+    assert f'content="{NO_NETWORK}"' in page and "connect-src" not in NO_NETWORK and "http" not in NO_NETWORK
     watched = tmp_path / "report.html"
-    note = "<script>onerror = m => document.title = 'FAILED ' + m; console.error = console.warn = onerror;</script>"
+    note = """<script>onerror = m => document.title = 'FAILED ' + m; console.error = console.warn = onerror;
+    addEventListener('securitypolicyviolation', e => onerror('asked for ' + e.blockedURI));</script>"""
     watched.write_text(page.replace("<title>", note + "<title>", 1))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}/profile"]
-    options += ["--virtual-time-budget=20000", f"--log-net-log={tmp_path}/net.json", "--dump-dom"]
+    options += ["--virtual-time-budget=20000", "--dump-dom"]
     done = subprocess.run([BROWSER, *options, watched.as_uri()], capture_output=True, text=True, timeout=120)
     assert "FAILED" not in re.search("<title>(.*?)</title>", done.stdout)[1]
     assert len(re.findall(r"<div id=\"chart-\w+\"[^>]*class=\"vega-embed", done.stdout)) == charts
-    asked = set(re.findall(r'"url":"(\w+)://[^"]*"', Path(tmp_path, "net.json").read_text()))
-    assert asked <= {"file", "chrome", "devtools"}

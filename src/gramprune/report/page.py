@@ -29,6 +29,11 @@ TITLES = {
 }
 MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
 
+NO_NETWORK = (
+    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"
+)
+"""What a browser lets the page do: its own scripts and styles, and nothing from elsewhere."""
+
 STYLE = """
 :root{--line:#e5e7eb;--soft:#6b7280;--ink:#111827}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:#fff;margin:0 auto;max-width:62rem;padding:1rem}
@@ -69,6 +74,7 @@ def page(results: list[Results], charts: dict[str, tuple[str, dict[str, Any]]], 
     links = {"answer": "Runs", **{n: TITLES[n] for n in charts}, "health": "Health", "provenance": "Provenance"}
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f'<meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">',
         f"<title>Gramprune: {escape(models)}</title><style>{STYLE}</style>",
         f"<h1>Pruned models, compared</h1><p class=soft>{escape(models)}; {runs} runs beside the dense model. "
         f"{escape(', '.join(str(one.folder) for one in results))}</p>",
