@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -161,6 +162,8 @@ def accuracy(
         task.set_config(key="num_fewshot", value=(fixed or 0) if shots is None else shots)
         task.set_fewshot_seed(seed=SEED)
     model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch_size)
+    for request in ("loglikelihood", "loglikelihood_rolling", "generate_until"):  # no bars: `Progress` writes lines
+        setattr(model, request, partial(getattr(model, request), disable_tqdm=True))
     count = Progress("tasks", sum(_sequences(task, limit) for task in tasks["tasks"].values()), 1, "sequences")
     counting = network.register_forward_hook(lambda module, inputs, output: count.step(len(output.logits)))
     found = evaluate(model, task_dict=tasks, limit=limit)
