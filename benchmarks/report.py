@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import yaml  # comes with Snakemake
 from dag import clone
 
-BLOCKS = (8, 4, 2)
+BLOCKS = (4, 2, 1)
 PATTERNS = (0.5, 0.6, 0.7, "2:4")
 RECIPES = (("magnitude", "none", "none"), ("wanda", "sparseswaps", "none"), ("wanda", "none", "admm"))
 
