@@ -50,7 +50,9 @@ def folders(
     found = known.get(json.dumps(key), {})
     missing = [name for name in names if name not in found]
     if missing:
-        log.info("looking for %s among the definitions of lm-eval, once", ", ".join(missing))
+        log.info(
+            "Looking for %s among lm-eval's definitions; this takes up to half a minute, once.", ", ".join(missing)
+        )
         found = {**found, **_search(missing, include_path, setting)}
         files.write_json(kept, {**known, json.dumps(key): found})
     return sorted({folder for name in names for folder in found[name]})
@@ -65,11 +67,11 @@ def _search(names: list[str], include_path: str | None, setting: str) -> dict[st
         with suppress(KeyError):
             return {name: sorted(set(_places(name, index))) for name in names}
     unknown = next(name for name in names if name not in index)
-    near = suggest(unknown, index).split(" Known:")[0]
-    near = f"{near}; `lm-eval ls tasks` lists" if "mean" in near else "`lm-eval ls tasks` lists"
-    where = f" and in {include_path} there is none" if include_path else ""
+    hint, _, _ = suggest(unknown, index).rpartition("Known:")  # there are thousands
+    where = f", nor has {include_path}" if include_path else ""
     raise GrampruneError(
-        f"config: {setting}: lm-eval {version('lm_eval')} has no task {unknown!r}{where}; {near} its tasks."
+        f"config: {setting}: lm-eval {version('lm_eval')} has no task {unknown!r}{where}; {hint}`lm-eval ls tasks` "
+        "prints all names."
     )
 
 

@@ -8,6 +8,7 @@
 #   <results>/{model}/{run}/evaluation/…               measured, for run `dense` too
 #
 # A trail is where activations come from: `dense`, which all runs share, or the run that pruned the blocks before.
+import logging
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,11 @@ from gramprune import checks, fingerprint, layout, resources
 from gramprune.errors import GrampruneError
 from gramprune.fingerprint import canonical
 from gramprune.pipeline import recipe_of, trail_of
+
+
+# What the library says while it looks at the configuration, such as why it takes a while.
+logging.getLogger("gramprune").setLevel(logging.INFO)
+logging.getLogger("gramprune").addHandler(logging.StreamHandler())
 
 
 def checked():

@@ -53,11 +53,14 @@ SCRIPT = """
 document.querySelectorAll('table.sortable').forEach(table => table.querySelectorAll('th').forEach((head, column) => {
   head.addEventListener('click', () => {
     const body = table.tBodies[0], down = head.dataset.down = head.dataset.down === '1' ? '' : '1';
-    const value = row => { const v = row.cells[column].dataset.v; return isNaN(v) || v === '' ? v : Number(v); };
+    const value = row => {
+      const cell = row.cells[column], text = cell.dataset.v ?? cell.textContent.replaceAll(',', '');
+      return text === '' || isNaN(text) ? text : Number(text);
+    };
     [...body.rows].sort((a, b) => {
       if (a.className !== b.className) return a.className === 'dense' ? -1 : 1;
       const x = value(a), y = value(b);
-      return (x > y ? 1 : x < y ? -1 : 0) * (down ? 1 : -1) * (typeof x === 'number' ? 1 : 1);
+      return (x > y ? 1 : x < y ? -1 : 0) * (down ? 1 : -1);
     }).forEach(row => body.append(row));
   });
 }));
