@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gramprune import files, machine, sources
+from gramprune import machine, sources
 from gramprune.blocks import open_model
+from gramprune.evaluation import write_evaluation
 from gramprune.perplexity import perplexity, windows
 from gramprune.stages.fetch import manifest_of
 
@@ -32,23 +33,7 @@ def evaluate_perplexity(
     stride, name = settings["stride"], settings["dataset"]
     cut = windows(tokens, settings["length"], stride, settings["windows"], name)
     result = perplexity(network, cut, stride, batch_size, device)
-    files.write_json(
-        output,
-        {
-            "dataset": settings["dataset"],
-            **result,
-            "tokens_sha256": hashlib.sha256(cut.numpy().tobytes()).hexdigest(),
-            "dtype": dtype,
-            "batch_size": batch_size,
-            "device": device,
-            "settings": settings,
-            "code": code,
-            "model": manifest,
-            "data": sources.about_documents(dataset),
-            "versions": files.versions(),
-            "hardware": machine.hardware(device),
-            "seconds": round(time.monotonic() - started, 3),
-            **machine.peak_memory(),
-        },
-    )
+    digest = hashlib.sha256(cut.numpy().tobytes()).hexdigest()
+    figures = {"dataset": name, **result, "tokens_sha256": digest, "data": sources.about_documents(dataset)}
+    write_evaluation(output, figures, manifest, settings, code, started, device, dtype, batch_size)
     return f"perplexity {result['perplexity']:.4f}"

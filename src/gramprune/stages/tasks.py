@@ -9,6 +9,7 @@ from typing import Any
 
 from gramprune import files, machine, zeroshot
 from gramprune.errors import GrampruneError
+from gramprune.evaluation import write_evaluation
 from gramprune.stages.fetch import manifest_of
 
 
@@ -55,24 +56,12 @@ def evaluate_tasks(
             )
     network, tokenizer, dtype = open_model(folder, settings["dtype"], device)
     results, groups = zeroshot.accuracy(network, tokenizer, loaded, settings["shots"], settings["limit"], batch_size)
-    files.write_json(
-        output,
-        {
-            "name": settings["name"],
-            "tasks": {name: {**fetched["tasks"][name], **result} for name, result in results.items()},
-            "groups": groups,
-            "lm_eval": version("lm_eval"),
-            "dtype": dtype,
-            "batch_size": batch_size,
-            "device": device,
-            "settings": settings,
-            "code": code,
-            "model": manifest,
-            "versions": files.versions(),
-            "hardware": machine.hardware(device),
-            "seconds": round(time.monotonic() - started, 3),
-            **machine.peak_memory(),
-        },
-    )
+    figures = {
+        "name": settings["name"],
+        "tasks": {name: {**fetched["tasks"][name], **result} for name, result in results.items()},
+        "groups": groups,
+        "lm_eval": version("lm_eval"),
+    }
+    write_evaluation(output, figures, manifest, settings, code, started, device, dtype, batch_size)
     shown = {name: [m for m in zeroshot.SHOWN if m in result["metrics"]] for name, result in results.items()}
     return ", ".join(f"{name} {m} {results[name]['metrics'][m]:.4f}" for name, found in shown.items() for m in found)
