@@ -22,7 +22,6 @@ from gramprune.errors import GrampruneError
 from gramprune.fingerprint import canonical
 from gramprune.pipeline import recipe_of, trail_of
 
-
 # What the library says while it looks at the configuration, such as why it takes a while.
 logging.getLogger("gramprune").setLevel(logging.INFO)
 logging.getLogger("gramprune").addHandler(logging.StreamHandler())
@@ -179,19 +178,29 @@ def dense_inputs(w):
 def evaluations_of(model, run):
     """What a run is measured by: one file per text and per entry of tasks."""
     texts = [text.dataset for text in SETTINGS.evaluation.perplexity.datasets]
-    names = [f"perplexity_{text}" for text in texts] + [f"tasks_{name}" for name in TASKS]
+    names = [f"perplexity_{text}" for text in texts] + [
+        f"tasks_{name}" for name in TASKS
+    ]
     return [f"<results>/{model}/{run}/evaluation/{name}.json" for name in names]
 
 
 def pruned_checkpoint(w):
     """What says that a run's checkpoint is there; nothing for the dense model."""
-    return [] if w.trail == "dense" else f"<results>/{w.model}/{w.trail}/checkpoint/gramprune.json"
+    return (
+        []
+        if w.trail == "dense"
+        else f"<results>/{w.model}/{w.trail}/checkpoint/gramprune.json"
+    )
 
 
 def task_files(w):
     """A folder of task definitions: when it changes, what was made with it does."""
     folder = TASKS[w.tasks].include_path
-    return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file()) if folder else []
+    return (
+        sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
+        if folder
+        else []
+    )
 
 
 def model_settings(w):
