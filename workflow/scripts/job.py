@@ -10,6 +10,7 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))  # the library need not be installed
 
@@ -60,6 +61,15 @@ def execute(snakemake, stage: str, online: bool = False, whole_model: bool = Fal
     taken = f"start-up {started - process_start():.2f} s, work {time.time() - started:.2f} s"
     found = f" {said};" if said else ""
     log.info("%s:%s %s, peak memory %d MiB", where, found, taken, machine.peak_memory()["peak_host_mb"])
+    leave()
+
+
+def leave() -> NoReturn:
+    """End this process, whose files are all closed, at once: Python takes half a second to take torch apart."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def return_freed_memory(above: int) -> None:
