@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -141,19 +142,39 @@ def test_a_folder_without_results_is_refused(tmp_path):
     assert_sentence(error, str(tmp_path), "experiment.json", "snakemake")
 
 
+def opened(page: str, script: str, folder: Path) -> str:
+    """What a browser has made of the page once it is loaded, with a script of ours at its beginning."""
+    watched = folder / "report.html"
+    watched.write_text(page.replace("<title>", f"<script>{script}</script><title>", 1))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={folder}/profile"]
+    options += ["--virtual-time-budget=20000", "--dump-dom"]
+    return subprocess.run([BROWSER, *options, watched.as_uri()], capture_output=True, text=True, timeout=120).stdout
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 def test_a_browser_draws_every_chart_without_an_error_though_the_page_may_ask_for_nothing(clone, page, tmp_path):
     charts = page.count("data-chart=chart-")
     pictures = sorted(path.stem for path in (clone.folder / "results/pictures").glob("*.svg"))
     assert charts == len(pictures) >= 8
     assert f'content="{NO_NETWORK}"' in page and "connect-src" not in NO_NETWORK and "http" not in NO_NETWORK
-    watched = tmp_path / "report.html"
-    note = """<script>onerror = m => document.title = 'FAILED ' + m; console.error = console.warn = onerror;
-    addEventListener('securitypolicyviolation', e => onerror('asked for ' + e.blockedURI));</script>"""
-    watched.write_text(page.replace("<title>", note + "<title>", 1))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    options += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}/profile"]
-    options += ["--virtual-time-budget=20000", "--dump-dom"]
-    done = subprocess.run([BROWSER, *options, watched.as_uri()], capture_output=True, text=True, timeout=120)
-    assert "FAILED" not in re.search("<title>(.*?)</title>", done.stdout)[1]
-    assert len(re.findall(r"<div id=\"chart-\w+\"[^>]*class=\"vega-embed", done.stdout)) == charts
+    note = """onerror = m => document.title = 'FAILED ' + m; console.error = console.warn = onerror;
+    addEventListener('securitypolicyviolation', e => onerror('asked for ' + e.blockedURI));"""
+    made = opened(page, note, tmp_path)
+    assert "FAILED" not in re.search("<title>(.*?)</title>", made)[1]
+    assert len(re.findall(r"<div id=\"chart-\w+\"[^>]*class=\"vega-embed", made)) == charts
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_click_on_a_head_sorts_the_runs_and_another_turns_them_round(clone, page, tmp_path):
+    click = """addEventListener('load', () => {
+      const table = document.querySelector('table.sortable'), heads = [...table.querySelectorAll('th')];
+      document.title = [1, 2].map(() => {
+        heads.find(head => head.textContent.startsWith('perplexity')).click();
+        return [...table.tBodies[0].rows].map(row => row.cells[0].textContent).join(' ');
+      }).join(', ');
+    });"""
+    orders = re.search("<title>(.*?)</title>", opened(page, click, tmp_path))[1].split(", ")
+    rows = parquet.read_table(clone.folder / "results/summary.parquet").to_pylist()
+    ranked = [row["run"] for row in sorted(rows[1:], key=lambda row: row["perplexity_evaluation"])]
+    assert [order.split() for order in orders] == [["dense", *ranked], ["dense", *ranked[::-1]]]
