@@ -47,7 +47,7 @@ def execute(snakemake, stage: str, online: bool = False, whole_model: bool = Fal
     gc.disable()  # importing makes many objects and no garbage: a fifth less time without the collector
     module, _, function = stage.partition(":")
     run = getattr(import_module(f"gramprune.stages.{module}"), function)
-    gc.freeze()  # nor is it to look at them again and again while transformers imports a model's class: a third less
+    gc.freeze()  # nor is it to look at them again and again while transformers imports a model's class: a fifth less
     gc.set_threshold(20_000)
     gc.enable()
     where = " ".join([snakemake.rule, *map(str, snakemake.wildcards)])
