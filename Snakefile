@@ -47,6 +47,10 @@ rule all:
         "<results>/summary.csv",
 
 
+onstart:
+    start_warm_process()
+
+
 onerror:
     logger.error(
         "What is finished stays, and the same command goes on from there. A job that died of SIGKILL had mostly run "

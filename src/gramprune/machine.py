@@ -51,6 +51,11 @@ def claim_gpu() -> None:
         time.sleep(1)
 
 
+def forks_are_safe() -> bool:
+    """Whether a process that has imported torch can be forked here: not where it might use a GPU, nor on macOS."""
+    return sys.platform == "linux" and not Path("/proc/driver/nvidia").exists() and not Path("/dev/kfd").exists()
+
+
 def device(wanted: str) -> str:
     """ "auto" is "cuda" where there is one, else "cpu". Raises GrampruneError for a device that is not there."""
     import torch

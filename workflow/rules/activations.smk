@@ -9,8 +9,6 @@ rule calibrate:
         tokens="<results>/{model}/calibration.safetensors",
     log:
         "<results>/logs/{model}/calibrate.log",
-    benchmark:
-        "<results>/benchmarks/{model}/calibrate.tsv"
     conda:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
@@ -36,8 +34,6 @@ rule capture:
         metrics="<results>/{model}/{trail}/block_{block}/gram.json",
     log:
         "<results>/logs/{model}/{trail}/block_{block}/capture.log",
-    benchmark:
-        "<results>/benchmarks/{model}/{trail}/block_{block}/capture.tsv"
     conda:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads

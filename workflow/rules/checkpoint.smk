@@ -9,8 +9,6 @@ rule assemble:
         recipe="<results>/{model}/{run}/checkpoint/gramprune.json",
     log:
         "<results>/logs/{model}/{run}/assemble.log",
-    benchmark:
-        "<results>/benchmarks/{model}/{run}/assemble.tsv"
     conda:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads

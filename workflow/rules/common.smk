@@ -9,7 +9,9 @@
 #
 # A trail is where activations come from: `dense`, which all runs share, or the run that pruned the blocks before.
 import logging
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +19,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 from snakemake.logging import logger
 
-from gramprune import checks, fingerprint, layout, resources
+from gramprune import checks, fingerprint, layout, machine, resources
 from gramprune.errors import GrampruneError
 from gramprune.fingerprint import canonical
 from gramprune.pipeline import recipe_of, trail_of
@@ -93,6 +95,24 @@ def needs(stage, *more):
         lambda w: stage(LAYOUTS[w.model], SETTINGS, *(find(w) for find in more)),
         SETTINGS,
     )
+
+
+def start_warm_process():
+    """Where jobs run on this machine, in this Python and without a GPU, have them start warm: see scripts/warm.py."""
+    global warm_process
+    if (
+        workflow.local_exec
+        and not workflow.deployment_settings.deployment_method
+        and machine.forks_are_safe()
+    ):
+        socket = str(Path(workflow.snakemake_tmp_dir) / "warm")
+        program = str(Path(workflow.basedir) / "workflow/scripts/warm.py")
+        os.environ["GRAMPRUNE_WARM"] = socket
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        # It ends when this pipe does, however Snakemake ends.
+        warm_process = subprocess.Popen(
+            [sys.executable, program, socket], stdin=subprocess.PIPE, **quiet
+        )
 
 
 def block_number(w):

@@ -10,8 +10,6 @@ rule perplexity:
         result="<results>/{model}/{trail}/evaluation/perplexity_{dataset}.json",
     log:
         "<results>/logs/{model}/{trail}/perplexity_{dataset}.log",
-    benchmark:
-        "<results>/benchmarks/{model}/{trail}/perplexity_{dataset}.tsv"
     conda:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
@@ -33,8 +31,6 @@ rule tasks:
         result="<results>/{model}/{trail}/evaluation/tasks_{tasks}.json",
     log:
         "<results>/logs/{model}/{trail}/tasks_{tasks}.log",
-    benchmark:
-        "<results>/benchmarks/{model}/{trail}/tasks_{tasks}.tsv"
     conda:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads

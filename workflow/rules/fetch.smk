@@ -8,8 +8,6 @@ rule fetch_model:
         model="<results>/{model}/model.json",
     log:
         "<results>/logs/{model}/fetch_model.log",
-    benchmark:
-        "<results>/benchmarks/{model}/fetch_model.tsv"
     wildcard_constraints:
         model=one_of(name for name, model in MODELS.items() if model.kind != "demo"),
     conda:
@@ -27,8 +25,6 @@ rule demo_model:
         folder=directory("<results>/{model}/model"),
     log:
         "<results>/logs/{model}/fetch_model.log",
-    benchmark:
-        "<results>/benchmarks/{model}/fetch_model.tsv"
     wildcard_constraints:
         model=one_of(name for name, model in MODELS.items() if model.kind == "demo"),
     conda:
@@ -48,8 +44,6 @@ rule fetch_data:
         data="<results>/data/{dataset}.parquet",
     log:
         "<results>/logs/data/{dataset}.log",
-    benchmark:
-        "<results>/benchmarks/data/{dataset}.tsv"
     conda:
         "../envs/gramprune.yaml"
     params:
@@ -66,8 +60,6 @@ rule fetch_tasks:
         tasks="<results>/data/tasks/{tasks}.json",
     log:
         "<results>/logs/data/tasks_{tasks}.log",
-    benchmark:
-        "<results>/benchmarks/data/tasks_{tasks}.tsv"
     conda:
         "../envs/gramprune.yaml"
     params:

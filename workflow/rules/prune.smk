@@ -11,8 +11,6 @@ rule mask:
         metrics="<results>/{model}/{trail}/block_{block}/masks/{mask}.json",
     log:
         "<results>/logs/{model}/{trail}/block_{block}/mask_{mask}.log",
-    benchmark:
-        "<results>/benchmarks/{model}/{trail}/block_{block}/mask_{mask}.tsv"
     conda:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
@@ -38,8 +36,6 @@ rule refine:
         metrics="<results>/{model}/{trail}/block_{block}/masks/{mask}+{refine}.json",
     log:
         "<results>/logs/{model}/{trail}/block_{block}/refine_{mask}+{refine}.log",
-    benchmark:
-        "<results>/benchmarks/{model}/{trail}/block_{block}/refine_{mask}+{refine}.tsv"
     conda:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
@@ -63,8 +59,6 @@ rule update:
         metrics="<results>/{model}/{run}/block_{block}/weights.json",
     log:
         "<results>/logs/{model}/{run}/block_{block}/update.log",
-    benchmark:
-        "<results>/benchmarks/{model}/{run}/block_{block}/update.tsv"
     conda:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads

@@ -21,8 +21,6 @@ rule summary:
         experiment="<results>/experiment.json",
     log:
         "<results>/logs/summary.log",
-    benchmark:
-        "<results>/benchmarks/summary.tsv"
     conda:
         "../envs/gramprune.yaml"
     params:
@@ -49,8 +47,6 @@ rule report:
         ),
     log:
         "<results>/logs/report.log",
-    benchmark:
-        "<results>/benchmarks/report.tsv"
     conda:
         "../envs/gramprune.yaml"
     params:

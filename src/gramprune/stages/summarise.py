@@ -18,6 +18,7 @@ def summarise(
     code: str,
 ) -> None:
     """Write `summary` as CSV, Parquet, Markdown and LaTeX, `layers.parquet`, and `experiment.json`: the settings."""
+    folder = Path(folder)
     measured: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for path in map(Path, evaluations):
         measured[path.parts[-4], path.parts[-3]].append(files.read_json(path))

@@ -1,0 +1,107 @@
+"""Jobs from a process that has imported torch and transformers: on one machine, seconds less for each of them.
+
+The Snakefile starts this program where jobs run on this machine and without a GPU. It waits at a Unix socket. A job
+that Snakemake has started sends what it is to do, with its stdout and stderr; a fork of this process does that and
+answers with its status. If one of the two is killed, so is the other: for Snakemake, and for who stops a job, they are
+one. This process ends when Snakemake does; jobs under way go on, as they would without it.
+
+    python warm.py SOCKET       its standard input stays open as long as it is needed
+"""
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from importlib import import_module
+from typing import Any, NoReturn
+
+from work import leave, set_environment, work
+
+ENVIRONMENT = "GRAMPRUNE_WARM"  # where jobs find the socket
+STARTED = b"+"
+
+
+def ask(request: dict[str, Any]) -> int | None:
+    """Have a fork do a job (the arguments of `work`) and return its status, or None if there is no warm process."""
+    if ENVIRONMENT not in os.environ:
+        return None
+    with socket.socket(socket.AF_UNIX) as server, tempfile.TemporaryFile("w+") as file:
+        json.dump({**request, "folder": os.getcwd(), "environment": dict(os.environ)}, file)
+        file.flush()
+        try:
+            server.connect(os.environ[ENVIRONMENT])
+            socket.send_fds(server, [request["module"].encode()], [file.fileno(), 1, 2])
+            if server.recv(1) != STARTED:
+                return None
+        except OSError:  # it has ended, as when something cannot be imported: this process will say what
+            return None
+        status = server.recv(1)
+    if not status:
+        os.kill(os.getpid(), signal.SIGKILL)  # as happened to the fork
+    return status[0]
+
+
+def serve(path: str) -> None:
+    """Fork for every job that asks, until standard input ends. Modules are imported when the first job needs them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake and jobs
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks: they answer by themselves
+    set_environment(online=False)
+    gc.disable()
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(path)
+        door.listen()
+        while sys.stdin not in select.select([door, sys.stdin], [], [])[0]:
+            client, _ = door.accept()
+            with client:
+                module, files, _, _ = socket.recv_fds(client, 256, 3)
+                load(module.decode())
+                if os.fork() == 0:
+                    door.close()
+                    attend(client, *files)
+            for file in files:
+                os.close(file)
+
+
+def load(stage: str) -> None:
+    """Import a stage, and what those that have a model import when they open it."""
+    import_module(stage)
+    if "transformers" in sys.modules:
+        import_module("transformers.generation")
+        import_module("transformers.modeling_utils")
+    gc.freeze()  # a fork that collects garbage would have a copy of every page that holds an object
+
+
+def attend(client: socket.socket, request: int, stdout: int, stderr: int) -> NoReturn:
+    """In the fork: do what is asked for, as the process would that asks."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    with open(request) as file:
+        file.seek(0)
+        asked = json.load(file)
+    os.environ.clear()
+    os.environ.update(asked.pop("environment"))
+    os.chdir(asked.pop("folder"))
+    client.sendall(STARTED)
+    threading.Thread(target=end_with, args=(client,), daemon=True).start()
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(asked["threads"])
+    status = work(**asked)
+    client.sendall(bytes([status]))
+    leave(status)
+
+
+def end_with(client: socket.socket) -> None:
+    """End this process when the one that asked has ended."""
+    client.recv(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
