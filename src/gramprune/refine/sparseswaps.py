@@ -16,13 +16,13 @@ input, |Ĝ_up| ≤ √(g_u g_p), so x_up ≤ λ g_u w_u² + g_p w_p² / λ for e
 
 and likewise low_p: a few passes over the row. Every row has shortlists of kept and of pruned weights, whose bounds were
 the smallest when they were made. As x does not change, it is stored for their pairs, which then cost an addition each.
-A weight outside the shortlists can be in a better pair only if its bound is below the best Δ found: it is tried with
-all others. When too many are outside, this row's shortlists are made anew.
+A weight outside the shortlists can be in a better pair only if its bound is below the best Δ found: a kept one is tried
+with all others, a pruned one with those listed. When too many are outside, this row's shortlists are made anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,7 @@ from gramprune.gram import Gram
 from gramprune.numerics import parts, rows_per_batch
 from gramprune.sparsity import Pattern
 
-SHORTLIST = 64  # weights of each kind
+SHORTLIST = 32  # weights of each kind
 LAMBDAS = (0.6, 1.0, 1.7)
 MISSING = 16  # outside a row's shortlists, that are still tried one by one
 CONFIRMATIONS = 4  # how often rows go on after their c was computed afresh
@@ -189,7 +189,7 @@ def exchange(rows: Rows, change: Tensor, u: Tensor, p: Tensor, scaled: Tensor) -
 
 def anywhere(scaled: Tensor) -> Find:
     """The search for pairs anywhere in a row, by shortlists, bounds and proof."""
-    room = rows_per_batch(16 * len(scaled), scaled)
+    room = rows_per_batch(4 * len(scaled), scaled)
     coupling = scaled.abs().fill_diagonal_(0).amax(dim=0)
 
     def find(rows: Rows, enough: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,28 +199,49 @@ def anywhere(scaled: Tensor) -> Find:
         missing = not_listed(lows, (rows.short_u, rows.short_p), torch.minimum(best, enough))
         stale = (sum(which.sum(dim=1) for which in missing) > MISSING).nonzero()[:, 0]
         if len(stale):
-            rows.short_u[stale], rows.short_p[stale] = (
-                low[stale].topk(rows.x.shape[1], dim=1, largest=False, sorted=False).indices for low in lows
-            )
-            rows.x[stale] = cross(scaled, rows.weights[stale], rows.short_u[stale], rows.short_p[stale])
-            best[stale], u[stale], p[stale] = best_pair(
-                a[stale], b[stale], rows.short_u[stale], rows.short_p[stale], rows.x[stale]
-            )
-            missing = not_listed(lows, (rows.short_u, rows.short_p), torch.minimum(best, enough))
-        for which, own, other, mine, theirs in ((missing[0], a, b, u, p), (missing[1], b, a, p, u)):
-            for row, j in zip(*(part.split(room) for part in which.nonzero().T), strict=True):
-                change = scaled.index_select(0, j).mul_(rows.weights.index_select(0, row))
-                change.mul_(-2 * rows.weights[row, j][:, None]).add_(other.index_select(0, row))
-                least = change.amin(dim=1).add_(own[row, j])
-                best[:, 0].scatter_reduce_(0, row, least, "amin")
-                won = (least == best[row, 0]).nonzero()[:, 0]
-                mine[row[won], 0], theirs[row[won], 0] = j[won], change[won].argmin(dim=1)
+            low, limit = [low[stale] for low in lows], enough[stale]
+            u_, p_ = (each.topk(rows.x.shape[1], dim=1, largest=False, sorted=False).indices for each in low)
+            x = cross(scaled, rows.weights[stale], u_, p_)
+            best[stale], u[stale], p[stale] = best_pair(a[stale], b[stale], u_, p_, x)
+            rows.short_u[stale], rows.short_p[stale], rows.x[stale] = u_, p_, x
+            for which, new in zip(missing, not_listed(low, (u_, p_), torch.minimum(best[stale], limit)), strict=True):
+                which[stale] = new
+        # Δ = a_u + b_p + w_u slope_p Ĝ_up. Pairs of which neither is listed are among the first of these two kinds.
+        for row, j in zip(*(part.split(room) for part in missing[0].nonzero().T), strict=True):
+            change = scaled.index_select(0, j).mul_(rows.slopes.index_select(0, row))
+            change.mul_(rows.weights[row, j][:, None]).add_(b.index_select(0, row))
+            take(best, u, p, row, j, a[row, j], change, None)
+        row, j = missing[1].nonzero().T
+        if len(row):
+            listed = rows.short_u.index_select(0, row)
+            change = scaled.view(-1).index_select(0, (listed + len(scaled) * j[:, None]).flatten()).view(listed.shape)
+            change.mul_(rows.weights.gather(1, rows.short_u).index_select(0, row)).mul_(rows.slopes[row, j][:, None])
+            change.add_(a.gather(1, rows.short_u).index_select(0, row))
+            take(best, p, u, row, j, b[row, j], change, listed)
         return best, u, p
 
     return find
 
 
-def not_listed(lows: tuple[Tensor, Tensor], short: tuple[Tensor, Tensor], limit: Tensor) -> list[Tensor]:
+def take(
+    best: Tensor,  # (rows, 1) Δ
+    mine: Tensor,  # (rows, 1) int64, u or p of the best
+    theirs: Tensor,  # (rows, 1) int64, the other one
+    row: Tensor,  # (tried,) int64
+    j: Tensor,  # (tried,) int64, which weight of its row was tried
+    own: Tensor,  # (tried,) its share of Δ
+    change: Tensor,  # (tried, n) the rest of Δ, with each of n others
+    others: Tensor | None,  # (tried, n) int64, which these are; None: all
+) -> None:
+    """Put the best of what was tried in the place of what is worse."""
+    least = change.amin(dim=1).add_(own)
+    best[:, 0].scatter_reduce_(0, row, least, "amin")
+    won = (least == best[row, 0]).nonzero()[:, 0]
+    at = change[won].argmin(dim=1, keepdim=True)
+    mine[row[won], 0], theirs[row[won]] = j[won], at if others is None else others[won].gather(1, at)
+
+
+def not_listed(lows: Sequence[Tensor], short: Sequence[Tensor], limit: Tensor) -> list[Tensor]:
     """Kept and pruned weights (rows, in) bool that may be in a pair below the limit, but are not in the shortlist."""
     return [(low < limit).scatter_(1, listed, False) for low, listed in zip(lows, short, strict=True)]
 
