@@ -9,6 +9,7 @@ import platform
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -55,7 +56,7 @@ class Copy:
         found = {}
         for path in sorted((self.folder / "results").rglob("*")):
             name = path.relative_to(self.folder)
-            if path.is_file() and name.parts[1] not in ("logs", "benchmarks"):
+            if path.is_file() and name.parts[1] != "logs":
                 found[CHECKPOINT if CHECKPOINT in name.parents else name] = path.stat().st_ino, path.stat().st_mtime_ns
         return found
 
@@ -126,6 +127,7 @@ def test_a_finished_folder_that_was_copied_has_nothing_to_do(clone, tmp_path):
 @pytest.mark.slow
 def test_a_killed_job_leaves_nothing_that_is_taken_for_whole_and_costs_that_job(broken):
     with broken.stopped() as (snakemake, job):
+        assert sys.platform != "linux" or b"warm.py" in Path(f"/proc/{job}/cmdline").read_bytes()
         os.kill(job, signal.SIGKILL)
         assert snakemake.wait(120) != 0
     assert "Error in rule update" in broken.said and "SIGKILL" in broken.said

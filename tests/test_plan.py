@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import Clone, changed, copied
 
-from gramprune import checks, machine, pipeline, resources
+from gramprune import checks, machine, measured, pipeline, resources
+from gramprune.measured import Measured
 from gramprune.pipeline import Job
 from gramprune.resources import MIB, Need
 
@@ -169,15 +170,15 @@ def test_status_says_which_runs_are_done_and_where_the_others_are(clone, config,
 
 
 def test_the_time_that_is_left_is_that_of_measured_jobs_of_the_same_stage(config):
-    from gramprune.measured import Measured
     from gramprune.settings import load
     from gramprune.status import expected, finished, remaining
 
     settings = load(config)
     work = {**chain(4, 5.0), ("mask", 0): Job(Need(0, start=2.0), (("capture", 3),))}
-    taken = {("capture", 0): Measured(10.0, None, None, 100.0), ("capture", 1): Measured(20.0, None, None, 200.0)}
+    taken = {("capture", 0): Measured(10.0, 1.0, 9.0, 300, 100.0), ("capture", 1): Measured(20.0, 1.0, 9.0, 300, 200.0)}
     assert finished(work, taken) == {("capture", 0), ("capture", 1)}
-    assert finished(work, {**taken, ("capture", 0): Measured(10.0, None, None, 300.0)}) == {("capture", 0)}  # made anew
+    anew = {**taken, ("capture", 0): Measured(10.0, 1.0, 9.0, 300, 300.0)}
+    assert finished(work, anew) == {("capture", 0)}
     seconds = expected(work, taken, settings)
     assert seconds["capture", 2] == pytest.approx(15) and seconds["mask", 0] == pytest.approx(6)  # three times as long
     left = remaining(work, finished(work, taken), seconds)
@@ -185,12 +186,14 @@ def test_the_time_that_is_left_is_that_of_measured_jobs_of_the_same_stage(config
     assert pipeline.longest_chain(left, lambda need: need.start)[0] == pytest.approx(36)
 
 
-def test_logs_and_benchmarks_are_where_the_library_looks_for_them(clone, config, monkeypatch):
+def test_logs_and_what_jobs_took_are_where_the_library_looks_for_them(clone, config, monkeypatch):
     monkeypatch.chdir(clone.folder)
-    results = clone.folder / "results"
-    stems = {pipeline.stem(key) for key in pipeline.jobs(*checks.check(config))}
-    for folder, ending in ((results / "logs", ".log"), (results / "benchmarks", ".tsv")):
-        assert stems == {str(path.relative_to(folder)).removesuffix(ending) for path in folder.rglob(f"*{ending}")}
+    jobs, logs = pipeline.jobs(*checks.check(config)), clone.folder / "results/logs"
+    for ending in (".log", ".json"):
+        found = {str(path.relative_to(logs)).removesuffix(ending) for path in logs.rglob(f"*{ending}")}
+        assert found == {pipeline.stem(key) for key in jobs}
+    for taken in measured.times(clone.folder / "results", jobs).values():
+        assert 0 < taken.start_seconds < taken.seconds and taken.cpu_seconds > 0 and 50 < taken.host_mb < 2000
 
 
 def test_tidy_removes_what_finished_runs_no_longer_need_and_causes_no_rerun(clone, config, tmp_path):

@@ -35,7 +35,7 @@ def recipe_of(run: Run, block: int) -> Run:
 
 
 def stem(key: Key) -> str:
-    """What a job's log and benchmark file are called in the folders of those, without their endings."""
+    """What a job's log and its record of what it took are called in the folder of logs, without their endings."""
     stage, *rest = key
     match stage, rest:
         case "fetch_data", [name]:

@@ -59,6 +59,8 @@ def serve(path: str) -> None:
             client, _ = door.accept()
             with client:
                 module, files, _, _ = socket.recv_fds(client, 256, 3)
+                if not module:  # killed before it could say
+                    continue
                 load(module.decode())
                 if os.fork() == 0:
                     door.close()

@@ -271,8 +271,7 @@ def swaps(results: list[Results]) -> alt.TopLevelMixin | None:
 
 
 def cost(results: list[Results]) -> alt.TopLevelMixin | None:
-    """Time and memory by stage, from Snakemake's benchmark files: seconds of all its jobs, and peak memory of each job
-    that ran long enough to be measured."""
+    """Time and memory by stage: seconds of all its jobs, and the peak memory of each."""
     values = [
         {"stage": key[0], "seconds": taken.seconds, "memory": taken.host_mb, "job": "/".join(map(str, key[1:]))}
         for one in results
@@ -291,15 +290,11 @@ def cost(results: list[Results]) -> alt.TopLevelMixin | None:
         color=color,
         tooltip=["stage:N", alt.Tooltip("count():Q", title="jobs"), alt.Tooltip("sum(seconds):Q", format=".1f")],
     )
-    points = (
-        base.transform_filter("datum.memory > 0")
-        .mark_tick(thickness=2)
-        .encode(
-            x=alt.X("memory:Q", title="peak memory of a job, MiB"),
-            y=stages,
-            color=color,
-            tooltip=["stage:N", "job:N", alt.Tooltip("memory:Q", format=".0f")],
-        )
+    points = base.mark_tick(thickness=2).encode(
+        x=alt.X("memory:Q", title="peak memory of a job, MiB"),
+        y=stages,
+        color=color,
+        tooltip=["stage:N", "job:N", alt.Tooltip("memory:Q", format=".0f")],
     )
     return alt.hconcat(bars, points)
 

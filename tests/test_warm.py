@@ -1,0 +1,126 @@
+"""The process from which jobs are forked: what dies with what, and what is done without it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SCRIPTS = ROOT / "workflow/scripts"
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked on Linux only")
+ASK = """
+import os, sys, time
+sys.path.insert(0, {scripts!r})
+from job import process_start, warm
+status = warm.ask({{
+    "module": {module!r}, "function": {function!r}, "arguments": {arguments!r}, "where": "here", "log": "a.log",
+    "threads": 1, "gpu": False, "online": False, "whole_model": False, "began": process_start(),
+}})
+print(status, flush=True)
+"""
+
+
+@pytest.fixture
+def door(tmp_path):
+    """The socket of a warm process, and that process."""
+    path = tmp_path / "warm"
+    with subprocess.Popen([sys.executable, SCRIPTS / "warm.py", path], stdin=subprocess.PIPE) as process:
+        until(path.exists)
+        yield path, process
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+def until(true) -> None:
+    """Wait for it, up to a minute."""
+    for _ in range(6000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{true} never was")
+
+
+def asking(door: Path, module: str, function: str, **arguments) -> subprocess.Popen:
+    """A job that asks the warm process to call a function."""
+    program = ASK.format(scripts=str(SCRIPTS), module=module, function=function, arguments=arguments)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "GRAMPRUNE_WARM": str(door), "WHO": "asks"}
+    return subprocess.Popen([sys.executable, "-c", program], cwd=door.parent, env=environment, **pipes)
+
+
+@contextmanager
+def waiting(door: Path):
+    """A job that asks and the fork that works for it, which waits for ever."""
+    process = asking(door, "signal", "pause")
+    try:
+        log = door.parent / "a.log"  # begun by the fork
+        until(log.exists)
+        yield process, next(pid for pid in pids() if pid != process.pid and holds(pid, log))
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def holds(pid: int, file: Path) -> bool:
+    """Whether a process has this file open."""
+    try:
+        return any(entry.resolve() == file.resolve() for entry in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
+def test_a_fork_works_where_the_job_is_with_its_environment_its_output_and_its_status(door):
+    path, _ = door
+    done = asking(path, "subprocess", "check_call", args=["sh", "-c", "pwd; echo $WHO $PPID; echo oh >&2"])
+    stdout, stderr = done.communicate(timeout=60)
+    folder, said, status = stdout.splitlines()
+    assert folder == str(path.parent) and said.split()[0] == "asks" and int(said.split()[1]) != done.pid
+    assert stderr.startswith("oh\n") and "here: start-up" in stderr and status == "0"
+    failed = asking(path, "subprocess", "check_call", args=["false"])
+    stdout, stderr = failed.communicate(timeout=60)
+    assert stdout == "1\n" and "CalledProcessError" in stderr
+
+
+def test_a_killed_fork_kills_the_job_that_asked(door):
+    with waiting(door[0]) as (job, fork):
+        os.kill(fork, signal.SIGKILL)
+        assert job.wait(60) == -signal.SIGKILL
+
+
+def test_the_fork_of_a_killed_job_ends(door):
+    with waiting(door[0]) as (job, fork):
+        job.kill()
+        until(lambda: not Path(f"/proc/{fork}").exists())
+
+
+def test_a_fork_outlives_the_warm_process_which_ends_with_its_input(door):
+    path, process = door
+    with waiting(path) as (job, fork):
+        process.stdin.close()
+        assert process.wait(60) == 0
+        time.sleep(0.2)
+        assert job.poll() is None and Path(f"/proc/{fork}").exists()
+
+
+def test_where_nobody_answers_a_job_is_told_so(tmp_path):
+    stdout, _ = asking(tmp_path / "nobody", "signal", "pause").communicate(timeout=60)
+    assert stdout == "None\n"
+
+
+def test_a_stage_that_cannot_be_imported_is_left_to_the_job_which_says_why(tmp_path):
+    path = tmp_path / "warm"
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, SCRIPTS / "warm.py", path], **pipes) as process:
+        until(path.exists)
+        stdout, _ = asking(path, "not_there", "pause").communicate(timeout=60)
+        assert stdout == "None\n"
+        assert process.wait(60) != 0 and "not_there" in process.stderr.read()
