@@ -107,7 +107,7 @@ def start_warm_process():
     ):
         socket = str(Path(workflow.snakemake_tmp_dir) / "warm")
         program = str(Path(workflow.basedir) / "workflow/scripts/warm.py")
-        os.environ["GRAMPRUNE_WARM"] = socket
+        os.environ.update(GRAMPRUNE_WARM=socket)
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         # It ends when this pipe does, however Snakemake ends.
         warm_process = subprocess.Popen(
