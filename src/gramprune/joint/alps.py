@@ -51,7 +51,7 @@ def prune(
         proposal = dual.add_(dense).addmm_(difference.sub_(dense), inverse, alpha=rho)
         mask = pattern.mask(torch.abs(proposal, out=difference))
         torch.mul(proposal, mask, out=difference)
-        dual = proposal.masked_fill_(mask, 0)
+        dual = proposal.sub_(difference)  # zero where kept
         if step % EVERY == 0:
             changes = int((mask != before).sum())
             if not changes:

@@ -53,13 +53,15 @@ def iterate(
     inverse, damping = gram.inverse(damping, shift=rho)
     dense = weight * gram.norms  # dead inputs: 0, so they are pruned first wherever the mask is chosen here
     # V = Ŵ + ρ (Z − U − Ŵ)(Ĝ + ρI)⁻¹: the same damped Ĝ on both sides, so one product without it.
-    # In place, as these are a job's largest tensors. Z is the proposal V + U where kept, and the new U is the
-    # proposal where pruned, so Z − U is the proposal with its sign turned where pruned.
-    proposal, dual, zero = dense.clone(), torch.empty_like(dense), dense.new_zeros(())
+    # In place, as these are a job's largest tensors. Z is the proposal V + U where kept, and the new U is the proposal
+    # where pruned. Products with zeros and ones: selecting by a mask takes a CPU fifteen times longer.
+    proposal, other, mask = dense.clone(), torch.empty_like(dense), None
     for step in range(iterations):
-        mask = choose(step, proposal)
-        torch.where(mask, zero, proposal, out=dual)
-        difference = proposal.sub_(dual, alpha=2).sub_(dense)
-        proposal, dual = dual.add_(dense).addmm_(difference, inverse, alpha=rho), difference
-    del dense, dual, difference
+        before, mask = mask, choose(step, proposal)
+        if mask is not before:
+            pruned = (~mask).to(dense.dtype)
+        torch.addcmul(dense, proposal, pruned, out=other)  # U + Ŵ
+        proposal.add_(dense).sub_(other, alpha=2)  # Z − U − Ŵ
+        proposal, other = other.addmm_(proposal, inverse, alpha=rho), proposal
+    del dense, other, pruned
     return gram.unscaled(proposal, weight, mask), mask, {"iterations": iterations, "damping": damping}
