@@ -25,6 +25,7 @@ CUDA_CONTEXT = 700 * MIB  # of the GPU's
 SNAKEMAKE = 350 * MIB  # the two Snakemakes that run a job on a cluster, which count as the job's memory
 BATCH = 32 * MIB  # rows that the methods work on at a time, see numerics; on a GPU they take what is free
 EVALUATION_DATA = 100 * MIB  # texts and tokens
+TOKENISING = 150 * MIB  # more for a whole text of a megabyte, the size of WikiText-2's test
 LM_EVAL = 130 * MIB  # what it imports beside transformers
 ITEMS, ITEM_TOKENS = 2000, 512  # of a task: how many there are, and the longest, with four answers each
 
@@ -284,7 +285,7 @@ def perplexity(layout: dict[str, Any], settings: Settings) -> Need:
     measure = settings.evaluation.perplexity
     one = 3 * 4 * measure.length * layout["vocabulary"]  # one window's losses in float32
     need = _whole_model(layout, width(layout, settings), settings.batch_size, measure.length, measure.windows or 150)
-    return replace(need, tensors=need.tensors + one)
+    return replace(need, base=need.base + TOKENISING, tensors=need.tensors + one)
 
 
 def tasks(layout: dict[str, Any], settings: Settings, name: str) -> Need:
