@@ -179,8 +179,8 @@ def test_a_rows_system_that_is_not_positive_definite_raises_the_damping_of_all_r
     mask = reference.wanda(p.weight, p.gram, (0.5, "row"))
     expected, solve, refusals = update(p, mask, "exact", damping=0.1), exact._solve, []
 
-    def refuse(systems: Tensor, right: Tensor) -> Tensor | None:
-        return None if refusals and refusals.pop() else solve(systems, right)
+    def refuse(*system: Tensor) -> Tensor | None:
+        return None if refusals and refusals.pop() else solve(*system)
 
     monkeypatch.setattr(exact, "_solve", refuse)
     refusals[:] = [True] * 2

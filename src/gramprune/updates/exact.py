@@ -20,10 +20,10 @@ from gramprune.gram import ESCALATIONS, Gram, log
 from gramprune.numerics import equal_rows, parts, rows_per_piece
 
 DAMPING = 0.01
-SYSTEMS = 2**20  # elements of a batch of systems and what is computed with them, on a CPU
+SYSTEMS = 2**22  # elements of a batch of systems and their indices, on a CPU
 ALIASED, PADDING = 256, 16
 """Rows that lie so many elements apart compete for the same lines of a CPU's cache: Cholesky takes 1.5 times as long
-there (512, 1024, 2048: just what 2:4 gives) as with a little padding."""
+there (512, 1024, 2048: just what 2:4 gives) as with a few equations more, each v = 0."""
 
 
 def update(
@@ -71,11 +71,11 @@ def _rows(dense: Tensor, mask: Tensor, gram: Gram, damping: float, even: bool, a
         torch.mm(dense, system, out=new)  # the right-hand sides, each there until its solution takes the place
     if len(others):
         inverse = gram.inverse(damping, even=even)[0]
-    for rows, kept, pruned in equal_rows(mask, lambda count: 6 * min(count, columns - count) ** 2 + 1, dense, SYSTEMS):
+    for rows, kept, pruned in equal_rows(mask, lambda count: 3 * min(count, columns - count) ** 2 + 1, dense, SYSTEMS):
         if by_kept[rows[0]]:
-            chosen, solution = kept, _solve(parts(system, kept, kept), new[rows].gather(1, kept))
+            chosen, solution = kept, _solve(system, kept, new[rows].gather(1, kept))
         else:
-            chosen, solution = pruned, _solve(parts(inverse, pruned, pruned), dense[rows].gather(1, pruned))
+            chosen, solution = pruned, _solve(inverse, pruned, dense[rows].gather(1, pruned))
         if solution is None:
             return None
         new[rows] = torch.zeros_like(dense[rows]).scatter_(1, chosen, solution)
@@ -84,13 +84,16 @@ def _rows(dense: Tensor, mask: Tensor, gram: Gram, damping: float, even: bool, a
     return new
 
 
-def _solve(systems: Tensor, right: Tensor) -> Tensor | None:
-    """Solutions (b, k) of b systems (b, k, k), or None if one is not positive definite."""
-    size = right.shape[1]
-    if size % ALIASED == 0 and not systems.is_cuda:
-        systems, right = pad(systems, (0, PADDING, 0, PADDING)), pad(right, (0, PADDING))
-        systems.diagonal(dim1=1, dim2=2)[:, size:] = 1
-    factor, info = torch.linalg.cholesky_ex(systems)
+def _solve(matrix: Tensor, chosen: Tensor, right: Tensor) -> Tensor | None:
+    """Solutions (b, k) of b systems, `matrix` at the chosen (b, k), or None if one is not positive definite."""
+    size = chosen.shape[1]
+    if size % ALIASED == 0 and not matrix.is_cuda:
+        chosen, right = pad(chosen, (0, PADDING)), pad(right, (0, PADDING))
+    systems = parts(matrix, chosen, chosen)
+    systems[:, size:], systems[:, :, size:] = 0, 0
+    systems.diagonal(dim1=1, dim2=2)[:, size:] = 1
+    factor, info = systems.mT, torch.empty(len(systems), dtype=torch.int32, device=systems.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, info))  # in place, which LAPACK can by columns only
     if info.any():
         return None
     half = torch.linalg.solve_triangular(factor, right[:, :, None], upper=False)
