@@ -90,7 +90,7 @@ def _solve(matrix: Tensor, chosen: Tensor, right: Tensor) -> Tensor | None:
     if size % ALIASED == 0 and not matrix.is_cuda:
         chosen, right = pad(chosen, (0, PADDING)), pad(right, (0, PADDING))
     systems = parts(matrix, chosen, chosen)
-    systems[:, size:], systems[:, :, size:] = 0, 0
+    systems[:, size:], systems[:, :, size:] = 0, 0  # the padding took whatever the first input has
     systems.diagonal(dim1=1, dim2=2)[:, size:] = 1
     factor, info = systems.mT, torch.empty(len(systems), dtype=torch.int32, device=systems.device)
     torch.linalg.cholesky_ex(factor, out=(factor, info))  # in place, which LAPACK can by columns only
