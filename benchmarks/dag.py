@@ -40,7 +40,8 @@ import sys, time
 started = time.perf_counter()
 sys.path.insert(0, "src")
 import yaml
-from gramprune import checks, fingerprint
+from gramprune.experiment import checks
+from gramprune.storage import fingerprint
 imported = time.perf_counter()
 checks.check(yaml.safe_load(open("config.yaml")))
 checked = time.perf_counter()

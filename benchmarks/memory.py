@@ -47,9 +47,9 @@ LLAMA = "transformers.models.llama.modeling_llama"  # imported by transformers w
 IMPORTS = {
     "capture": ["gramprune.stages.capture", LLAMA],
     "capture, pruned before": ["gramprune.stages.capture", LLAMA],
-    "mask": ["gramprune.stages.mask", "gramprune.masks.wanda"],
-    "update": ["gramprune.stages.update", "gramprune.updates.admm"],
-    "update, joint": ["gramprune.stages.update", "gramprune.joint.admm"],
+    "mask": ["gramprune.stages.mask", "gramprune.pruning.masks.wanda"],
+    "update": ["gramprune.stages.update", "gramprune.pruning.updates.admm"],
+    "update, joint": ["gramprune.stages.update", "gramprune.pruning.joint.admm"],
     "whole model": ["torch", "transformers", LLAMA],
 }
 STAGES = [name for name in IMPORTS if name != "whole model"]
@@ -142,8 +142,8 @@ def build(folder: Path, dtype: str, depth: int) -> None:
     from accelerate import init_empty_weights
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from gramprune import artifacts, files, tensorfile
     from gramprune.stages.fetch import fetch_model
+    from gramprune.storage import artifacts, files, tensorfile
 
     config = LlamaConfig(
         vocab_size=VOCABULARY,

@@ -23,7 +23,7 @@ import torch
 from recipes import calibrated, observed
 
 import gramprune as gp
-from gramprune import joint, masks, methods, refine, updates
+from gramprune.pruning import joint, masks, methods, refine, updates
 
 PATTERNS = ("0.6", "2:4")
 
@@ -66,7 +66,7 @@ def random_layer(rows: int, columns: int, device: str) -> tuple[torch.Tensor, to
 @torch.no_grad()
 def real_layers(arguments: argparse.Namespace) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
     """The linears of the first block that have inputs of their own."""
-    from gramprune.blocks import open_blocks
+    from gramprune.model.blocks import open_blocks
 
     blocks, _ = open_blocks(arguments.model, "float32", arguments.device)
     weights, grams = observed(blocks, 0, calibrated(arguments, arguments.samples), [], None)

@@ -23,12 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import torch
 
 import gramprune as gp
-from gramprune import calibration, joint, masks, methods
-from gramprune.blocks import inputs_of, is_transposed, linears, open_blocks, shared_inputs
-from gramprune.gram import accumulate
-from gramprune.perplexity import perplexity, windows
-from gramprune.settings import Dataset
-from gramprune.sources import documents
+from gramprune.evaluation.perplexity import perplexity, windows
+from gramprune.experiment.settings import Dataset
+from gramprune.model.blocks import inputs_of, is_transposed, linears, open_blocks, shared_inputs
+from gramprune.pruning import joint, masks, methods
+from gramprune.pruning.gram import accumulate
+from gramprune.text import calibration
+from gramprune.text.sources import documents
 
 BATCH = 8
 UPDATES = [("none", {}), ("sparsegpt", {}), ("mrp", {"solution": "S"}), ("admm", {}), ("pcg", {}), ("exact", {})]

@@ -60,7 +60,7 @@ def save(folder: Path, blocks: int) -> None:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from gramprune import demo
+    from gramprune.text import demo
 
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(demo.documents(heldout=False)[:20], vocab_size=512, show_progress=False)

@@ -2,8 +2,8 @@
 
     python benchmarks/resources.py MODEL...        folders of models; `random:300` is a random Llama of 300M parameters
 
-Why: the rules ask a scheduler for what `gramprune.resources` predicts from a config.json: too little and jobs are
-killed, too much and they wait. To reach: predicted / measured between 0.8 and 1.5 for every stage.
+Why: the rules ask a scheduler for what `gramprune.experiment.resources` predicts from a config.json: too little and
+jobs are killed, too much and they wait. To reach: predicted / measured between 0.8 and 1.5 for every stage.
 
 How: Snakemake runs four recipes on each model with text that comes with Python, every job in a process of its own, as
 on a cluster. Every stage writes its peak resident memory into its log, and the largest of every stage is compared with
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import yaml  # comes with Snakemake
 
-from gramprune import checks, pipeline
+from gramprune.experiment import checks, pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = [
@@ -90,7 +90,7 @@ def save_random(folder: Path, millions: int) -> None:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from gramprune import demo
+    from gramprune.text import demo
 
     vocabulary, blocks = 32000, 16
     width = 64 * round((millions * 1e6 / blocks / 11.5) ** 0.5 / 64)  # 11.5 width² weights per block, and embeddings

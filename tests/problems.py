@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gramprune.sparsity import Pattern
+from gramprune.pruning.sparsity import Pattern
 
 OUT, IN, TOKENS = 6, 16, 64
 DEAD = (1, 2, 3, 8, 13)  # of the structure dead_inputs; three of them are in one group of four

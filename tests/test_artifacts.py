@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import gramprune
-from gramprune import GrampruneError, artifacts, fingerprint, tensorfile
-from gramprune.files import atomic, atomic_folder, read_json, write_json
+from gramprune import GrampruneError
+from gramprune.storage import artifacts, fingerprint, tensorfile
+from gramprune.storage.files import atomic, atomic_folder, read_json, write_json
 
 PROVENANCE = {"stage": "gram", "model": "abc", "block": 3}
 
@@ -279,7 +280,7 @@ def wanda_code(package: Path, changed: str = "", change: Callable[[str], str] = 
         assert change(text) != text
         path.write_text(change(text), encoding="utf-8")
     fingerprint._read_module.cache_clear()
-    return fingerprint.code("gramprune.stages.mask", "gramprune.masks.wanda")
+    return fingerprint.code("gramprune.stages.mask", "gramprune.pruning.masks.wanda")
 
 
 def add_code(text: str) -> str:
@@ -295,21 +296,36 @@ def add_code(text: str) -> str:
         pytest.param(lambda text: ast.unparse(ast.parse(text)), id="layout"),
     ],
 )
-@pytest.mark.parametrize("changed", ["stages/mask.py", "masks/wanda.py", "sparsity.py"])
+@pytest.mark.parametrize("changed", ["stages/mask.py", "pruning/masks/wanda.py", "pruning/sparsity.py"])
 def test_the_code_digest_does_not_see_words_nor_layout(package, changed, change):
     assert wanda_code(package) == wanda_code(package, changed, change)
 
 
 @pytest.mark.parametrize(
     "changed",
-    ["masks/magnitude.py", "joint/alps.py", "joint/admm.py", "updates/admm.py", "stages/update.py", "__init__.py"],
+    [
+        "pruning/masks/magnitude.py",
+        "pruning/joint/alps.py",
+        "pruning/joint/admm.py",
+        "pruning/updates/admm.py",
+        "stages/update.py",
+        "__init__.py",
+    ],
 )
 def test_the_code_digest_does_not_see_other_methods_nor_other_stages(package, changed):
     assert wanda_code(package) == wanda_code(package, changed, add_code)
 
 
 @pytest.mark.parametrize(
-    "changed", ["stages/mask.py", "masks/wanda.py", "masks/__init__.py", "sparsity.py", "gram.py", "files.py"]
+    "changed",
+    [
+        "stages/mask.py",
+        "pruning/masks/wanda.py",
+        "pruning/masks/__init__.py",
+        "pruning/sparsity.py",
+        "pruning/gram.py",
+        "storage/files.py",
+    ],
 )
 def test_the_code_digest_sees_the_stage_the_method_and_what_they_import(package, changed):
     assert wanda_code(package) != wanda_code(package, changed, add_code)
@@ -319,7 +335,7 @@ def test_the_code_digest_sees_imports_inside_functions(package):
     before = wanda_code(package)
     (package / "helper.py").write_text("x = 1")
     hidden = wanda_code(
-        package, "masks/wanda.py", lambda text: text + "\n\ndef f():\n    from gramprune import helper\n"
+        package, "pruning/masks/wanda.py", lambda text: text + "\n\ndef f():\n    from gramprune import helper\n"
     )
     assert len({before, hidden, wanda_code(package, "helper.py", add_code)}) == 3
 

@@ -134,19 +134,19 @@ def edited(clone, module, old, new):
 
 
 def test_code_of_one_method_reruns_the_stages_and_runs_that_use_it(clone):
-    with edited(clone, "masks/wanda.py", "return pattern.mask(", "return pattern.mask(1.0 * "):
+    with edited(clone, "pruning/masks/wanda.py", "return pattern.mask(", "return pattern.mask(1.0 * "):
         planned = clone.planned()
     assert planned[("mask", "dense")] == 3 and planned[("mask", "chain")] == 2
     assert not [job for job in planned if job[1] == "joint" or job == ("capture", "dense")]
-    with edited(clone, "joint/admm.py", "if progress >= 1:", "if progress >= 1.0:"):
+    with edited(clone, "pruning/joint/admm.py", "if progress >= 1:", "if progress >= 1.0:"):
         planned = clone.planned()
     assert planned == Counter({("update", "joint"): 3, ("capture", "joint"): 2}) + after("joint")
 
 
 def test_comments_and_docstrings_in_the_library_rerun_nothing(clone):
     with (
-        edited(clone, "masks/wanda.py", "import Tensor\n", "import Tensor  # a comment\n"),
-        edited(clone, "updates/admm.py", "When to use: ", "When to use it: "),
+        edited(clone, "pruning/masks/wanda.py", "import Tensor\n", "import Tensor  # a comment\n"),
+        edited(clone, "pruning/updates/admm.py", "When to use: ", "When to use it: "),
     ):
         assert clone.planned() == Counter()
 

@@ -8,8 +8,8 @@ from problems import assert_sentence
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gramprune import GrampruneError
-from gramprune.calibration import sequences
-from gramprune.perplexity import perplexity, windows
+from gramprune.evaluation.perplexity import perplexity, windows
+from gramprune.text.calibration import sequences
 
 LENGTH = 5
 COUNTS = [23, 4, 5, 12, 0, 9, 40]  # tokens per document: 4 + 0 + 1 + 2 + 0 + 1 + 8 = 16 windows

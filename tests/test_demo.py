@@ -4,7 +4,8 @@ import pyarrow.parquet as parquet
 import pytest
 from conftest import ROOT, Clone
 
-from gramprune import demo, layout
+from gramprune.model import layout
+from gramprune.text import demo
 
 
 def test_held_out_documents_are_not_trained_on():

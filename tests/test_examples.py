@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT, Clone
 
-from gramprune import zeroshot
+from gramprune.evaluation import zeroshot
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LLAMA = {"model_type": "llama", "num_attention_heads": 32, "rms_norm_eps": 1e-5, "dtype": "bfloat16"}

@@ -8,14 +8,15 @@ from families import CONFIGS, config
 from monolithic import prune_in_memory
 from safetensors import safe_open
 
-from gramprune import artifacts, layout
-from gramprune.blocks import open_blocks
-from gramprune.settings import Run
+from gramprune.experiment.settings import Run
+from gramprune.model import layout
+from gramprune.model.blocks import open_blocks
 from gramprune.stages.assemble import assemble
 from gramprune.stages.capture import capture
 from gramprune.stages.fetch import fetch_model
 from gramprune.stages.mask import mask_block
 from gramprune.stages.update import update_block
+from gramprune.storage import artifacts
 
 DTYPES = {"llama": torch.float16, "opt": torch.float16, "gpt2": torch.bfloat16, "qwen3": torch.bfloat16}
 DTYPES |= {"mamba": torch.bfloat16, "gemma3": torch.bfloat16, "falcon": torch.float16}

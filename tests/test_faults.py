@@ -21,7 +21,8 @@ from conftest import Clone, changed
 from problems import assert_sentence
 from test_errors import assert_one_sentence
 
-from gramprune import GrampruneError, artifacts, files
+from gramprune import GrampruneError
+from gramprune.storage import artifacts, files
 
 TINY = Path("results/tiny")
 BLOCK = TINY / "apart/block_002"  # of a run with dense propagation: the last job before its checkpoint

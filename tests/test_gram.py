@@ -8,8 +8,8 @@ import torch
 from problems import DEAD, DTYPES, STRUCTURES, assert_near, assert_sentence, problem, tolerance
 
 from gramprune import Gram, GrampruneError, layer_error
-from gramprune.gram import accumulate
-from gramprune.updates import update_weight
+from gramprune.pruning.gram import accumulate
+from gramprune.pruning.updates import update_weight
 
 
 @pytest.mark.parametrize("inputs", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

@@ -16,8 +16,8 @@ from problems import (
 from torch import Tensor
 
 from gramprune import Gram, GrampruneError, Pattern, prune_weight, select_mask, update_weight
-from gramprune.masks.mrp import LIMIT
-from gramprune.updates.pcg import conjugate_gradients
+from gramprune.pruning.masks.mrp import LIMIT
+from gramprune.pruning.updates.pcg import conjugate_gradients
 
 SLUG = {"ids": lambda pattern: Pattern.parse(*pattern).slug}
 GROUPS = ["2:4", "1:4", "4:8"]

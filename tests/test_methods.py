@@ -17,19 +17,8 @@ from problems import (
 )
 from torch import Tensor
 
-from gramprune import (
-    Gram,
-    GrampruneError,
-    Pattern,
-    joint,
-    layer_error,
-    masks,
-    methods,
-    prune_weight,
-    select_mask,
-    update_weight,
-    updates,
-)
+from gramprune import Gram, GrampruneError, Pattern, layer_error, prune_weight, select_mask, update_weight
+from gramprune.pruning import joint, masks, methods, updates
 
 SLUG = {"ids": lambda pattern: Pattern.parse(*pattern).slug}
 
@@ -223,7 +212,7 @@ def test_a_file_in_the_folder_is_a_method(package, tmp_path, monkeypatch):
 
 
 def test_the_settings_know_the_methods_of_the_folders():
-    from gramprune import settings
+    from gramprune.experiment import settings
 
     def known(annotation) -> set[str]:
         return {name for section in settings.sections_in(annotation) for name in settings.names_of(section)}

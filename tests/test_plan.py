@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from conftest import Clone, changed, copied
 
-from gramprune import checks, machine, measured, pipeline, resources
-from gramprune.measured import Measured
-from gramprune.pipeline import Job
-from gramprune.resources import MIB, Need
+from gramprune import machine
+from gramprune.experiment import checks, measured, pipeline, resources
+from gramprune.experiment.measured import Measured
+from gramprune.experiment.pipeline import Job
+from gramprune.experiment.resources import MIB, Need
 
 UNSHARE = ["unshare", "--user", "--map-root-user", "--net"]
 BLOCK_TENSORS = "results/tiny/*/block_*/**/*.safetensors"
@@ -79,7 +80,7 @@ def test_wall_time_is_bounded_by_the_devices_and_by_the_longest_chain():
 
 
 def test_every_method_that_can_be_chosen_has_a_cost():
-    from gramprune import joint, masks, methods, refine, updates
+    from gramprune.pruning import joint, masks, methods, refine, updates
 
     packages = {"masks": masks, "joint": joint, "refine": refine, "updates": updates}
     known = {f"{name}.{method}" for name, package in packages.items() for method in methods.names(package)}
@@ -170,8 +171,8 @@ def test_status_says_which_runs_are_done_and_where_the_others_are(clone, config,
 
 
 def test_the_time_that_is_left_is_that_of_measured_jobs_of_the_same_stage(config):
-    from gramprune.settings import load
-    from gramprune.status import expected, finished, remaining
+    from gramprune.experiment.settings import load
+    from gramprune.experiment.status import expected, finished, remaining
 
     settings = load(config)
     work = {**chain(4, 5.0), ("mask", 0): Job(Need(0, start=2.0), (("capture", 3),))}

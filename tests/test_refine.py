@@ -8,20 +8,9 @@ from hypothesis import strategies as st
 from problems import DTYPES, PATTERNS, Problem, assert_near, assert_sentence, matrix, problem, tolerance
 from torch import Tensor
 
-from gramprune import (
-    Gram,
-    GrampruneError,
-    Pattern,
-    layer_error,
-    masks,
-    methods,
-    numerics,
-    refine,
-    refine_mask,
-    select_mask,
-    update_weight,
-)
-from gramprune.refine import sparseswaps, swaps_reoptimised
+from gramprune import Gram, GrampruneError, Pattern, layer_error, refine_mask, select_mask, update_weight
+from gramprune.pruning import masks, methods, numerics, refine
+from gramprune.pruning.refine import sparseswaps, swaps_reoptimised
 
 SLUG = {"ids": lambda pattern: Pattern.parse(*pattern).slug}
 STARTS = ("wanda", "magnitude", "random")

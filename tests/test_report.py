@@ -12,9 +12,8 @@ import pytest
 from conftest import changed
 from problems import assert_sentence
 
-from gramprune import results
 from gramprune.errors import GrampruneError
-from gramprune.report import write_report
+from gramprune.report import results, write_report
 from gramprune.report.page import NO_NETWORK
 from gramprune.report.read import read
 

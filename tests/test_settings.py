@@ -12,15 +12,16 @@ from jsonschema import Draft202012Validator
 from problems import assert_sentence
 
 import gramprune as gp
-from gramprune import joint, masks, methods, options, reference, refine, settings, updates
-from gramprune.masks import mrp
+from gramprune.experiment import options, reference, settings
+from gramprune.pruning import joint, masks, methods, refine, updates
+from gramprune.pruning.masks import mrp
 
 CONFIGS = [ROOT / "config.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
 
 
 @pytest.mark.parametrize("place", reference.GENERATED)
 def test_generated_files_have_not_drifted(place):
-    assert (ROOT / place).read_text() == reference.GENERATED[place](), "run: python -m gramprune.reference"
+    assert (ROOT / place).read_text() == reference.GENERATED[place](), "run: python -m gramprune.experiment.reference"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -11,8 +11,9 @@ import pyarrow.parquet as parquet
 import pytest
 from conftest import changed
 
-from gramprune import settings, sources
 from gramprune.errors import GrampruneError
+from gramprune.experiment import settings
+from gramprune.text import sources
 
 TEXTS = ["First document.", "", "Third: é and €."]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from problems import PATTERNS, assert_sentence
 
 from gramprune import GrampruneError, Pattern
-from gramprune.sparsity import smallest
+from gramprune.pruning.sparsity import smallest
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

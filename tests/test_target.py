@@ -5,7 +5,7 @@ import torch
 from problems import DTYPES, assert_near, assert_sentence
 
 import gramprune as gp
-from gramprune.gram import accumulate
+from gramprune.pruning.gram import accumulate
 
 OUT, IN, TOKENS = 5, 12, 40
 DEAD = (2, 7)

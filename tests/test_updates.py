@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from problems import DTYPES, PATTERNS, assert_near, assert_sentence, matrix, problem
 from torch import Tensor
 
-from gramprune import Gram, GrampruneError, Pattern, layer_error, methods, numerics, update_weight, updates
-from gramprune.gram import ESCALATIONS
-from gramprune.updates import exact
+from gramprune import Gram, GrampruneError, Pattern, layer_error, update_weight
+from gramprune.pruning import methods, numerics, updates
+from gramprune.pruning.gram import ESCALATIONS
+from gramprune.pruning.updates import exact
 
 SLUG = {"ids": lambda pattern: Pattern.parse(*pattern).slug}
 DAMPED = [("exact", {}), ("pcg", {}), ("mrp", {"solution": "S"}), ("mrp", {"solution": "M"})]

@@ -10,7 +10,7 @@ from conftest import Clone
 from monolithic import prune_in_memory
 from safetensors.torch import load_file
 
-from gramprune import artifacts
+from gramprune.storage import artifacts
 
 RUNS = ["chain", "joint", "plain", "apart", "refined", "aimed"]
 MATRICES = 3 * 7
@@ -144,7 +144,7 @@ def test_artifacts_say_what_they_were_made_from(clone, tiny_model):
 
 
 def test_stored_sums_and_cross_products_are_those_of_the_linears_inputs(clone, tiny_model):
-    from gramprune.blocks import inputs_of, linears, open_blocks
+    from gramprune.model.blocks import inputs_of, linears, open_blocks
 
     folder = clone.folder / "results/tiny"
     tokens = artifacts.read(folder / "calibration.safetensors").read("tokens")
@@ -170,8 +170,8 @@ def test_stored_sums_and_cross_products_are_those_of_the_linears_inputs(clone, t
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_the_stages_see_every_linear_in_the_precision_and_with_the_target_of_the_run(clone, tiny_model, precision):
     import gramprune as gp
-    from gramprune.checkpoint import Weights
-    from gramprune.pruned import dense_linear, each_linear
+    from gramprune.model.checkpoint import Weights
+    from gramprune.stages.pruned import dense_linear, each_linear
 
     weights, dtype = Weights(tiny_model), getattr(torch, precision)
     grams = artifacts.read(clone.folder / "results/tiny/aimed/block_001/gram.safetensors")
@@ -200,12 +200,12 @@ def test_stages_that_need_no_transformers_do_not_import_it(clone):
     import sys
 
     stages = ["mask", "update", "assemble"]
-    modules = [*(f"gramprune.stages.{stage}" for stage in stages), "gramprune.joint.admm"]
+    modules = [*(f"gramprune.stages.{stage}" for stage in stages), "gramprune.pruning.joint.admm"]
     code = (
         "import sys, importlib; list(map(importlib.import_module, sys.argv[1:])); print('transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, *modules], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
-    code = "import sys; import gramprune, gramprune.checks, gramprune.stages.fetch; print('torch' in sys.modules)"
+    code = "import sys, gramprune.experiment.checks, gramprune.stages.fetch; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -10,9 +10,10 @@ import yaml
 from conftest import ROOT, Clone, changed
 from problems import assert_sentence
 
-from gramprune import demo, zeroshot
-from gramprune.blocks import open_model
 from gramprune.errors import GrampruneError
+from gramprune.evaluation import zeroshot
+from gramprune.model.blocks import open_model
+from gramprune.text import demo
 
 ZERO_SHOT = ROOT.parent / "shared" / "data" / "zeroshot"
 TASK = {

@@ -16,15 +16,15 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Gram": "gramprune.gram",
+    "Gram": "gramprune.pruning.gram",
     "GrampruneError": "gramprune.errors",
-    "Pattern": "gramprune.sparsity",
-    "layer_error": "gramprune.gram",
-    "prune_weight": "gramprune.joint",
-    "refine_mask": "gramprune.refine",
-    "retarget_weight": "gramprune.target",
-    "select_mask": "gramprune.masks",
-    "update_weight": "gramprune.updates",
+    "Pattern": "gramprune.pruning.sparsity",
+    "layer_error": "gramprune.pruning.gram",
+    "prune_weight": "gramprune.pruning.joint",
+    "refine_mask": "gramprune.pruning.refine",
+    "retarget_weight": "gramprune.pruning.target",
+    "select_mask": "gramprune.pruning.masks",
+    "update_weight": "gramprune.pruning.updates",
 }
 __all__ = sorted(_HOMES)
 

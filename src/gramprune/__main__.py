@@ -40,7 +40,7 @@ def show_summary(folder: Path) -> None:
         raise GrampruneError(f"{table} does not exist: run snakemake first, or name the folder of results.")
     import pyarrow.parquet as parquet
 
-    from gramprune.results import as_text
+    from gramprune.report.results import as_text
 
     rows = parquet.read_table(table).to_pylist()
     print(as_text(rows))

@@ -19,10 +19,13 @@ sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 from snakemake.logging import logger
 
-from gramprune import checks, fingerprint, layout, machine, resources
+from gramprune.experiment import checks, resources
+from gramprune.storage import fingerprint
+from gramprune.model import layout
+from gramprune import machine
 from gramprune.errors import GrampruneError
-from gramprune.fingerprint import canonical
-from gramprune.pipeline import recipe_of, trail_of
+from gramprune.storage.fingerprint import canonical
+from gramprune.experiment.pipeline import recipe_of, trail_of
 
 # What the library says while it looks at the configuration, such as why it takes a while.
 logging.getLogger("gramprune").setLevel(logging.INFO)

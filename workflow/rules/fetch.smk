@@ -32,7 +32,7 @@ rule demo_model:
     threads: 2
     params:
         settings=model_settings,
-        code=code("stages.fetch", "demo"),
+        code=code("stages.fetch", "text.demo"),
     script:
         "../scripts/fetch_model.py"
 

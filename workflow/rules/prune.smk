@@ -18,7 +18,7 @@ rule mask:
         **needs(resources.mask, block_number, lambda w: MASKS[w.mask]),
     params:
         settings=lambda w: canonical(MASKS[w.mask].mask_settings),
-        code=lambda w: code("stages.mask", MASKS[w.mask].mask_module),
+        code=lambda w: code("stages.mask", f"pruning.{MASKS[w.mask].mask_module}"),
     script:
         "../scripts/mask.py"
 
@@ -43,7 +43,9 @@ rule refine:
         **needs(resources.refine, block_number, lambda w: REFINEMENTS[w.mask, w.refine]),
     params:
         settings=lambda w: canonical(REFINEMENTS[w.mask, w.refine].refine_settings),
-        code=lambda w: code("stages.mask", REFINEMENTS[w.mask, w.refine].refine_module),
+        code=lambda w: code(
+            "stages.mask", f"pruning.{REFINEMENTS[w.mask, w.refine].refine_module}"
+        ),
     script:
         "../scripts/mask.py"
 
@@ -66,6 +68,6 @@ rule update:
         **needs(resources.update, block_number, recipe_at),
     params:
         settings=lambda w: canonical(recipe_at(w).update_settings),
-        code=lambda w: code("stages.update", RUNS[w.run].update_module),
+        code=lambda w: code("stages.update", f"pruning.{RUNS[w.run].update_module}"),
     script:
         "../scripts/update.py"

@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))  # the library need not be installed
 
-from gramprune import machine, measured
+from gramprune import machine
 from gramprune.errors import GrampruneError
+from gramprune.experiment import measured
 
 MIB = 1 << 20
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gramprune import files
 from gramprune.report.read import read
+from gramprune.storage import files
 
 
 def write_report(folders: list[Path], html: Path, pictures: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from gramprune.pipeline import Key
+from gramprune.experiment.pipeline import Key
 from gramprune.report.read import STAGES, Results
 
 alt.data_transformers.disable_max_rows()

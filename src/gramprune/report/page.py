@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from gramprune import results as tables
+from gramprune.experiment.settings import Run
 from gramprune.progress import duration
+from gramprune.report import results as tables
 from gramprune.report.charts import method
 from gramprune.report.read import Results
-from gramprune.settings import Run
 
 TITLES = {
     "perplexity": "Perplexity",

@@ -8,12 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gramprune import files, pipeline, settings
 from gramprune.errors import GrampruneError
-from gramprune.measured import Measured, times
-from gramprune.pipeline import Job, Key
-from gramprune.resources import Need
-from gramprune.settings import Run, Settings
+from gramprune.experiment import pipeline, settings
+from gramprune.experiment.measured import Measured, times
+from gramprune.experiment.pipeline import Job, Key
+from gramprune.experiment.resources import Need
+from gramprune.experiment.settings import Run, Settings
+from gramprune.storage import files
 
 STAGES = {  # in the order in which they are drawn
     "fetch_model": "#9ca3af",

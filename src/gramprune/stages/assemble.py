@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from gramprune import artifacts, files
-from gramprune.artifacts import Artifact
-from gramprune.checkpoint import Weights, pruned_copy
 from gramprune.errors import GrampruneError
-from gramprune.pruned import pruned_linear
-from gramprune.sparsity import Pattern
+from gramprune.model.checkpoint import Weights, pruned_copy
+from gramprune.pruning.sparsity import Pattern
 from gramprune.stages.fetch import manifest_of
+from gramprune.stages.pruned import pruned_linear
+from gramprune.storage import artifacts, files
+from gramprune.storage.artifacts import Artifact
 
 RECIPE = "gramprune.json"
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from gramprune import artifacts, sources
-from gramprune.blocks import open_tokenizer
-from gramprune.calibration import sequences
+from gramprune.model.blocks import open_tokenizer
 from gramprune.stages.fetch import manifest_of
+from gramprune.storage import artifacts
+from gramprune.text import sources
+from gramprune.text.calibration import sequences
 
 
 def calibrate(model: Path, dataset: Path, output: Path, settings: dict[str, Any], code: str) -> None:

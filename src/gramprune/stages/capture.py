@@ -19,17 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gramprune import artifacts, machine
-from gramprune.artifacts import Artifact
-from gramprune.blocks import Blocks, inputs_of, is_transposed, linears, open_blocks, shared_inputs
-from gramprune.checkpoint import Weights
+from gramprune import machine
 from gramprune.errors import GrampruneError
-from gramprune.gram import accumulate
-from gramprune.layout import selected
-from gramprune.numerics import finite
+from gramprune.model.blocks import Blocks, inputs_of, is_transposed, linears, open_blocks, shared_inputs
+from gramprune.model.checkpoint import Weights
+from gramprune.model.layout import selected
 from gramprune.progress import progress
-from gramprune.pruned import pruned_linear, write_metrics
+from gramprune.pruning.gram import accumulate
+from gramprune.pruning.numerics import finite
 from gramprune.stages.fetch import manifest_of
+from gramprune.stages.pruned import pruned_linear, write_metrics
+from gramprune.storage import artifacts
+from gramprune.storage.artifacts import Artifact
 
 log = logging.getLogger(__name__)
 

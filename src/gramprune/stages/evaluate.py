@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gramprune import machine, sources
-from gramprune.blocks import open_model
-from gramprune.evaluation import write_evaluation
-from gramprune.perplexity import perplexity, windows
+from gramprune import machine
+from gramprune.evaluation.perplexity import perplexity, windows
+from gramprune.evaluation.record import write_evaluation
+from gramprune.model.blocks import open_model
 from gramprune.stages.fetch import manifest_of
+from gramprune.text import sources
 
 
 def evaluate_perplexity(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gramprune import files, sources
 from gramprune.errors import GrampruneError
+from gramprune.storage import files
+from gramprune.text import sources
 
 
 def fetch_model(manifest: Path, folder: Path, settings: dict[str, Any], code: str) -> str:

@@ -6,14 +6,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gramprune import artifacts, machine
-from gramprune.checkpoint import Weights
-from gramprune.gram import layer_error
-from gramprune.masks import select_mask
-from gramprune.pruned import each_linear, grams_for, masks_for, measures, plain, read_mask, write_metrics
-from gramprune.refine import refine_mask
-from gramprune.sparsity import Pattern
+from gramprune import machine
+from gramprune.model.checkpoint import Weights
+from gramprune.pruning.gram import layer_error
+from gramprune.pruning.masks import select_mask
+from gramprune.pruning.refine import refine_mask
+from gramprune.pruning.sparsity import Pattern
 from gramprune.stages.fetch import manifest_of
+from gramprune.stages.pruned import each_linear, grams_for, masks_for, measures, plain, read_mask, write_metrics
+from gramprune.storage import artifacts
 
 
 def mask_block(

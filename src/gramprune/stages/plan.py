@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gramprune import checks
-from gramprune.plan import plan
+from gramprune.experiment import checks
+from gramprune.experiment.plan import plan
 
 
 def show(settings: dict[str, Any], code: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gramprune import checks
-from gramprune.status import status
+from gramprune.experiment import checks
+from gramprune.experiment.status import status
 
 
 def show(settings: dict[str, Any], code: str) -> None:

@@ -6,7 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from gramprune import files, results
+from gramprune.report import results
+from gramprune.storage import files
 
 
 def summarise(

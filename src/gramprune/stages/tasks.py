@@ -7,10 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gramprune import files, machine, zeroshot
+from gramprune import machine
 from gramprune.errors import GrampruneError
-from gramprune.evaluation import write_evaluation
+from gramprune.evaluation import zeroshot
+from gramprune.evaluation.record import write_evaluation
 from gramprune.stages.fetch import manifest_of
+from gramprune.storage import files
 
 
 def fetch_tasks(output: Path, results: Path, settings: dict[str, Any], code: str) -> str:
@@ -41,7 +43,7 @@ def evaluate_tasks(
 
     Raises GrampruneError if the items are not those that were fetched.
     """
-    from gramprune.blocks import open_model
+    from gramprune.model.blocks import open_model
 
     started, device = time.monotonic(), machine.device(device)
     manifest, fetched = manifest_of(model), files.read_json(tasks)

@@ -6,16 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gramprune import artifacts, machine
-from gramprune.checkpoint import Weights
+from gramprune import machine
 from gramprune.errors import GrampruneError
-from gramprune.gram import layer_error
-from gramprune.joint import prune_weight
-from gramprune.numerics import finite
-from gramprune.pruned import each_linear, grams_for, masks_for, measures, plain, read_mask, write_metrics
-from gramprune.sparsity import Pattern
+from gramprune.model.checkpoint import Weights
+from gramprune.pruning.gram import layer_error
+from gramprune.pruning.joint import prune_weight
+from gramprune.pruning.numerics import finite
+from gramprune.pruning.sparsity import Pattern
+from gramprune.pruning.updates import update_weight
 from gramprune.stages.fetch import manifest_of
-from gramprune.updates import update_weight
+from gramprune.stages.pruned import each_linear, grams_for, masks_for, measures, plain, read_mask, write_metrics
+from gramprune.storage import artifacts
 
 
 def update_block(

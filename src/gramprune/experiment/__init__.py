@@ -1,0 +1,1 @@
+"""What the user asked for, what it takes, and how far it is."""

@@ -1,0 +1,189 @@
+"""The jobs that an experiment consists of, and which wait for which: the workflow's graph without the workflow."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any
+
+from gramprune.experiment import resources
+from gramprune.experiment.resources import Need
+from gramprune.experiment.settings import Run, Settings
+
+Key = tuple[Any, ...]
+"""A job: its stage, and what tells it from others of that stage."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job needs, and the jobs that must be done before."""
+
+    need: Need
+    after: tuple[Key, ...] = ()
+
+
+def trail_of(run: Run, block: int) -> str:
+    """Where the activations come from that this run's block sees: `dense`, or the run that pruned the blocks before."""
+    return "dense" if block == 0 or run.propagation == "dense" else run.name
+
+
+def recipe_of(run: Run, block: int) -> Run:
+    """A run as one of its blocks sees it: at the dense model's inputs there is but one target."""
+    return run if trail_of(run, block) == run.name else run.at_dense_inputs
+
+
+def stem(key: Key) -> str:
+    """What a job's log and its record of what it took are called in the folder of logs, without their endings."""
+    stage, *rest = key
+    match stage, rest:
+        case "fetch_data", [name]:
+            return f"data/{name}"
+        case "fetch_tasks", [name]:
+            return f"data/tasks_{name}"
+        case "capture" | "update", [model, trail, block]:
+            return f"{model}/{trail}/block_{block:03d}/{stage}"
+        case "mask" | "refine", [model, trail, block, name]:
+            return f"{model}/{trail}/block_{block:03d}/{stage}_{name}"
+        case "perplexity" | "tasks", [model, run, name]:
+            return f"{model}/{run}/{stage}_{name}"
+    return "/".join([*rest, stage])
+
+
+def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Job]:
+    """Every job once, however many runs share it, in an order in which they could be done."""
+    found = {("fetch_data", name): Job(resources.fetch_data()) for _, name in settings.dataset_uses}
+    found |= {("fetch_tasks", name): Job(resources.fetch_tasks()) for name in settings.tasks}
+    evaluated: list[Key] = []
+    for model, layout in layouts.items():
+        found["fetch_model", model] = Job(resources.fetch_model(layout))
+        tokens = ("calibrate", model)
+        parents = (("fetch_model", model), ("fetch_data", settings.calibration.dataset))
+        found[tokens] = Job(resources.calibrate(layout, settings), parents)
+        for block in range(_dense_blocks(settings, layout)):
+            before = ("capture", model, "dense", block - 1) if block else tokens
+            found["capture", model, "dense", block] = Job(resources.capture(layout, settings, block), (before,))
+        for run in settings.runs:
+            found |= {key: job for key, job in _pruning(settings, model, layout, run).items() if key not in found}
+        for run in ("dense", *(run.name for run in settings.runs)):
+            checkpoint = ("fetch_model", model) if run == "dense" else ("assemble", model, run)
+            for text in settings.evaluation.perplexity.datasets:
+                key = ("perplexity", model, run, text.dataset)
+                found[key] = Job(resources.perplexity(layout, settings), (checkpoint, ("fetch_data", text.dataset)))
+                evaluated.append(key)
+            for name in settings.tasks:
+                key = ("tasks", model, run, name)
+                found[key] = Job(resources.tasks(layout, settings, name), (checkpoint, ("fetch_tasks", name)))
+                evaluated.append(key)
+    found[("summary",)] = Job(resources.summary(), tuple(evaluated))
+    found[("report",)] = Job(resources.report(), (("summary",),))
+    return found
+
+
+def _dense_blocks(settings: Settings, layout: dict[str, Any]) -> int:
+    """How many blocks of the dense model are captured: only the first where nothing but chains begin there."""
+    whole = any(run.propagation == "dense" or run.retargeted for run in settings.runs)
+    return len(layout["blocks"]) if whole else 1
+
+
+def _pruning(settings: Settings, model: str, layout: dict[str, Any], run: Run) -> dict[Key, Job]:
+    """The jobs of one run, up to its checkpoint."""
+    found: dict[Key, Job] = {}
+    pruned: list[Key] = []
+    for block in range(len(layout["blocks"])):
+        trail, recipe = trail_of(run, block), recipe_of(run, block)
+        last: Key = ("capture", model, trail, block)
+        if trail != "dense":
+            before = [("capture", model, trail_of(run, block - 1), block - 1), pruned[-1]]
+            dense = [("capture", model, "dense", block)] * run.retargeted
+            found[last] = Job(resources.capture(layout, settings, block, run.retargeted), (*before, *dense))
+        if not run.joint:
+            need, before = resources.mask(layout, settings, block, recipe), last
+            last = ("mask", model, trail, block, recipe.mask_slug)
+            found[last] = Job(need, (before,))
+        if run.refined:
+            need, before = resources.refine(layout, settings, block, recipe), last
+            last = ("refine", model, trail, block, recipe.final_mask)
+            found[last] = Job(need, (before,))
+        if run.updated:
+            need, before = resources.update(layout, settings, block, recipe), last
+            last = ("update", model, run.name, block)
+            found[last] = Job(need, (before,))
+        pruned.append(last)
+    found["assemble", model, run.name] = Job(resources.assemble(layout, settings), tuple(pruned))
+    return found
+
+
+def needed(work: dict[Key, Job], model: str, run: str) -> list[Key]:
+    """The jobs without which a run's figures cannot be had, shared or its own, in the order of `work`."""
+    found: set[Key] = set()
+    queue = [key for key in work if key[0] in ("perplexity", "tasks") and key[1:3] == (model, run)]
+    while queue:
+        key = queue.pop()
+        if key not in found:
+            found.add(key)
+            queue.extend(work[key].after)
+    return [key for key in work if key in found]
+
+
+Seconds = Callable[[Need], float]
+
+
+def longest_chain(work: dict[Key, Job], seconds: Seconds) -> tuple[float, list[Key]]:
+    """Seconds of the longest chain of jobs that wait for each other, and the chain: no number of devices beats it."""
+    ends: dict[Key, float] = {}
+    behind: dict[Key, Key | None] = {}
+    for key, job in work.items():
+        behind[key] = max(job.after, key=ends.__getitem__, default=None)
+        ends[key] = seconds(job.need) + (ends[behind[key]] if job.after else 0.0)
+    last: Key | None = max(ends, key=ends.__getitem__)
+    total, chain = ends[last], []
+    while last is not None:
+        chain.append(last)
+        last = behind[last]
+    return total, chain[::-1]
+
+
+def makespan(work: dict[Key, Job], seconds: Seconds, devices: int) -> float:
+    """Wall time with so many devices, each busy with one job that has work for it; other jobs run beside them.
+
+    Of the jobs that can start, the one with the longest way to the end does.
+    """
+    followers: dict[Key, list[Key]] = defaultdict(list)
+    for key, job in work.items():
+        for parent in job.after:
+            followers[parent].append(key)
+    times = {key: seconds(job.need) for key, job in work.items()}
+    tails: dict[Key, float] = {}
+    for key in reversed(work):
+        tails[key] = times[key] + max((tails[follower] for follower in followers[key]), default=0.0)
+    waiting = Counter({key: len(job.after) for key, job in work.items()})
+    order = {key: number for number, key in enumerate(work)}
+    ready: list[tuple[float, int, Key]] = []
+    running: list[tuple[float, int, Key]] = []
+    free, now = devices, 0.0
+
+    def start(key: Key) -> None:
+        heappush(running, (now + times[key], order[key], key))
+
+    def arrive(key: Key) -> None:
+        if work[key].need.accelerated:
+            heappush(ready, (-tails[key], order[key], key))
+        else:
+            start(key)
+
+    for key, job in work.items():
+        if not job.after:
+            arrive(key)
+    while running or ready:
+        while ready and free:
+            free -= 1
+            start(heappop(ready)[2])
+        now, _, done = heappop(running)
+        free += work[done].need.accelerated
+        for follower in followers[done]:
+            waiting[follower] -= 1
+            if not waiting[follower]:
+                arrive(follower)
+    return now

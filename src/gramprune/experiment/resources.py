@@ -1,0 +1,347 @@
+"""What every stage needs, from a model's config.json alone: memory, disk and time. Estimates, and checked as such.
+
+Memory is what the stage's code holds at its peak: the rules ask a scheduler for it. Times are those of floating-point
+operations and of bytes moved, at a share of what the device's data sheet promises: good for planning, to within a
+factor of two or three. `benchmarks/resources.py` compares both with real jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any
+
+from gramprune.experiment.settings import Run, Settings
+from gramprune.model.layout import selected
+
+MIB, GIB = 2**20, 2**30
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+# Measured, bytes: a process that has imported what a stage imports.
+PYTHON, TORCH, TRANSFORMERS = 110 * MIB, 240 * MIB, 370 * MIB
+CUDA = 2 * GIB  # what the CUDA libraries take of host memory, and
+CUDA_CONTEXT = 700 * MIB  # of the GPU's
+SNAKEMAKE = 350 * MIB  # the two Snakemakes that run a job on a cluster, which count as the job's memory
+BATCH = 32 * MIB  # rows that the methods work on at a time, see numerics; on a GPU they take what is free
+EVALUATION_DATA = 100 * MIB  # texts and tokens
+TOKENISING = 150 * MIB  # more for a whole text of a megabyte, the size of WikiText-2's test
+LM_EVAL = 130 * MIB  # what it imports beside transformers
+ITEMS, ITEM_TOKENS = 2000, 512  # of a task: how many there are, and the longest, with four answers each
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device does per second, by its data sheet."""
+
+    full: float  # float32 operations, without TF32
+    half: float  # bfloat16 operations
+    bandwidth: float  # bytes of its memory
+    efficiency: float  # share of that which is reached
+
+
+DEVICES = {
+    "cpu": Device(75e9, 75e9, 10e9, 0.7),  # one thread of a server; both measured
+    "a100": Device(19.5e12, 312e12, 2.0e12, 0.4),
+    "h100": Device(67e12, 989e12, 3.35e12, 0.4),
+    "h200": Device(67e12, 989e12, 4.8e12, 0.4),
+}
+STORAGE = 1e9  # bytes per second that files are read and written with
+DOWNLOAD = 1e8  # bytes per second from the hub
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a job needs; bytes and operations."""
+
+    base: float  # host memory of the process without tensors
+    tensors: float = 0.0  # memory of the device that computes
+    staging: float = 0.0  # host memory for what goes to or comes from a GPU
+    disk: float = 0.0  # of what it writes,
+    passing: float = 0.0  # of it hidden states, which `keep: gram` and `keep: results` remove,
+    scratch: float = 0.0  # and what only `keep: results` removes
+    read: float = 0.0  # from files
+    full: float = 0.0  # operations in the Gram matrices' dtype
+    half: float = 0.0  # operations in the model's dtype
+    traffic: float = 0.0  # bytes through the device's memory, where operations are not what takes the time
+    fetched: float = 0.0  # bytes from the network
+    accelerated: bool = False  # whether it has work for a GPU
+    start: float = 2.0  # seconds to start and import
+
+    def host(self, device: str) -> float:
+        """Bytes of host memory on a machine with that device."""
+        on_host = self.base + self.tensors
+        on_gpu = self.base + CUDA + self.staging if self.accelerated else on_host
+        return {"cpu": on_host, "auto": max(on_host, on_gpu)}.get(device, on_gpu)
+
+    def gpu(self) -> float:
+        """Bytes of GPU memory."""
+        return CUDA_CONTEXT + self.tensors if self.accelerated else 0.0
+
+    def seconds(self, device: str, threads: int = 1) -> float:
+        """Estimated wall time on one of `DEVICES`; a CPU's threads share its memory."""
+        known = DEVICES[device if self.accelerated else "cpu"]
+        cores = threads if known is DEVICES["cpu"] else 1
+        computing = (self.full / known.full + self.half / known.half) / cores + self.traffic / known.bandwidth
+        return self.start + computing / known.efficiency + (self.read + self.disk) / STORAGE + self.fetched / DOWNLOAD
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A linear."""
+
+    rows: int
+    columns: int
+    input: str
+
+
+def shapes(layout: dict[str, Any], settings: Settings, block: int) -> list[Shape]:
+    """The linears of a block that are pruned."""
+    linears = layout["blocks"][block]["linears"]
+    return [Shape(**linears[name]) for name in selected(linears, settings.exclude)]
+
+
+def inputs(linears: Iterable[Shape]) -> list[int]:
+    """The widths of the linears' distinct inputs."""
+    return [columns for _, columns in {linear.input: linear.columns for linear in linears}.items()]
+
+
+def model_bytes(layout: dict[str, Any]) -> float:
+    """Of the checkpoint."""
+    return BYTES[layout["dtype"]] * (
+        layout["head"] + layout["outside"] + sum(b["parameters"] for b in layout["blocks"])
+    )
+
+
+def fetch_model(layout: dict[str, Any]) -> Need:
+    """Download a checkpoint."""
+    size = model_bytes(layout)
+    return Need(PYTHON + 100 * MIB, disk=size, fetched=size)
+
+
+def fetch_data() -> Need:
+    """Texts as Parquet."""
+    return Need(PYTHON + EVALUATION_DATA, disk=EVALUATION_DATA / 10, fetched=EVALUATION_DATA)
+
+
+def fetch_tasks() -> Need:
+    """Items of tasks, and lm-eval's definitions of them."""
+    return Need(TRANSFORMERS + LM_EVAL + EVALUATION_DATA, disk=MIB, fetched=EVALUATION_DATA, start=30.0)
+
+
+def calibrate(layout: dict[str, Any], settings: Settings) -> Need:
+    """Calibration tokens."""
+    return Need(TRANSFORMERS + EVALUATION_DATA, disk=8 * tokens(settings), start=4.0)
+
+
+def tokens(settings: Settings) -> int:
+    """Calibration tokens of one model."""
+    return settings.calibration.samples * settings.calibration.length
+
+
+def hidden_bytes(layout: dict[str, Any], settings: Settings) -> float:
+    """The hidden states that enter one block."""
+    return tokens(settings) * layout["width"] * width(layout, settings)
+
+
+def gram_bytes(layout: dict[str, Any], settings: Settings, block: int, crossed: bool = False) -> float:
+    """The Gram matrices of a block, as stored; with cross-Gram matrices if `crossed`."""
+    return 4.0 * (1 + crossed) * sum(n * n for n in inputs(shapes(layout, settings, block)))
+
+
+def width(layout: dict[str, Any], settings: Settings) -> int:
+    """Bytes of an element in a forward pass."""
+    return BYTES[layout["dtype"] if settings.dtype == "auto" else settings.dtype]
+
+
+def capture(layout: dict[str, Any], settings: Settings, block: int, crossed: bool = False) -> Need:
+    """Hidden states and Gram matrices of a block: passes of one or two blocks, and XᵀX of every distinct input."""
+    linears, size = shapes(layout, settings, block), width(layout, settings)
+    widths, parameters = inputs(linears), max(b["parameters"] for b in layout["blocks"][max(0, block - 1) : block + 1])
+    batch = settings.batch_size * settings.calibration.length
+    # Hidden states in and out, distinct inputs, what linears give; and one input in the Gram matrix's dtype.
+    per_token = size * (2 * layout["width"] + sum(widths) * (1 + crossed) + sum(linear.rows for linear in linears))
+    summed = BYTES[settings.calibration.accumulate] * (1 + crossed)
+    grams = gram_bytes(layout, settings, block, crossed)
+    passes = (1 if block == 0 else 2) + crossed
+    hidden = hidden_bytes(layout, settings)
+    return Need(
+        TRANSFORMERS,
+        tensors=size * (layout["outside"] + parameters)
+        + summed * sum(n * n for n in widths)
+        + batch * (per_token + summed * max(widths)),
+        staging=max(size * layout["outside"], 4.0 * max(widths) ** 2, 2 * batch * layout["width"] * size),
+        disk=hidden + grams,
+        passing=hidden,
+        scratch=grams,
+        read=(passes + crossed) * hidden + size * (layout["outside"] + 2 * parameters),
+        half=2.0 * passes * parameters * tokens(settings),
+        full=2.0 * (1 + crossed) * tokens(settings) * sum(n * n for n in widths),
+        accelerated=True,
+        start=4.0,
+    )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method holds and does beyond one Gram matrix and one weight, per linear (out, in)."""
+
+    grams: float = 0.0  # matrices (in, in)
+    weights: float = 0.0  # matrices (out, in), in the method's precision
+    cubes: float = 0.0  # in³ operations, once per Gram matrix
+    squares: float = 0.0  # out · in² operations
+    passes: float = 0.0  # times that a weight goes through memory
+    systems: float = 0.0  # out · k³ operations, k the smaller of kept and pruned weights of a row
+    batch: bool = False  # whether it works on batches of rows
+
+
+SWAPS = 0.06  # per row and input, until none helps; 50 passes over the row each
+COSTS: dict[str, Cost] = {
+    "masks.magnitude": Cost(weights=2.5, passes=10),
+    "masks.wanda": Cost(weights=2.5, passes=12),
+    "masks.ria": Cost(weights=2.5, passes=20),
+    "masks.mrp": Cost(grams=2, weights=2.5, cubes=1, passes=100),
+    "joint.sparsegpt": Cost(grams=4, weights=3.5, cubes=1.4, squares=1, passes=20),
+    "joint.admm": Cost(grams=2, weights=5.5, cubes=1, squares=40, passes=200),
+    "joint.alps": Cost(grams=2, weights=7, cubes=25, squares=140, passes=600),
+    "refine.dsnot": Cost(weights=3, passes=500),
+    "refine.sparseswaps": Cost(grams=2, weights=2, passes=50, batch=True),
+    "refine.swaps-reoptimised": Cost(grams=3, weights=3, systems=60, batch=True),
+    "updates.sparsegpt": Cost(grams=4, weights=3.5, cubes=1.4, squares=1, passes=20),
+    "updates.mrp": Cost(grams=2, weights=4, cubes=1, squares=2, systems=1 / 3, batch=True),
+    "updates.admm": Cost(grams=2, weights=4, cubes=1, squares=40, passes=80),
+    "updates.pcg": Cost(grams=2, weights=7, squares=60, passes=400),
+    "updates.exact": Cost(grams=2, weights=4, cubes=1, squares=2, systems=1 / 3, batch=True),
+}
+"""By the method's module."""
+
+
+def mask(layout: dict[str, Any], settings: Settings, block: int, recipe: Run) -> Need:
+    """Mask selection for a block."""
+    return method(layout, settings, block, recipe, COSTS[recipe.mask_module], weights=False)
+
+
+def refine(layout: dict[str, Any], settings: Settings, block: int, recipe: Run) -> Need:
+    """Mask refinement for a block."""
+    cost = COSTS[recipe.refine_module]
+    if recipe.refine_module == "refine.sparseswaps":
+        cost = replace(cost, passes=SWAPS * max(inputs(shapes(layout, settings, block))) * cost.passes)
+    return method(layout, settings, block, recipe, cost, weights=False)
+
+
+def update(layout: dict[str, Any], settings: Settings, block: int, recipe: Run) -> Need:
+    """Weight update of a block, or mask and weights together."""
+    return method(layout, settings, block, recipe, COSTS[recipe.update_module], weights=True)
+
+
+def method(
+    layout: dict[str, Any],
+    settings: Settings,
+    block: int,
+    recipe: Run,
+    cost: Cost,
+    weights: bool,  # whether it writes weights, else only masks
+) -> Need:
+    """A method on all linears of a block, one after the other."""
+    linears, size = shapes(layout, settings, block), BYTES[recipe.precision]
+    fraction = recipe.pattern.sparsity
+    squares = [n * n for n in inputs(linears)]
+    elements = [linear.rows * linear.columns for linear in linears]
+    read = 4.0 * sum(squares) * (1 + recipe.retargeted) + BYTES[layout["dtype"]] * sum(elements)
+    written = sum(elements) / 8 + weights * BYTES[layout["dtype"]] * sum(elements)
+    return Need(
+        TORCH,
+        tensors=size
+        * max(
+            (1 + cost.grams + 2 * recipe.retargeted) * linear.columns**2
+            + (1 + cost.weights) * linear.rows * linear.columns
+            for linear in linears
+        )
+        + BATCH * cost.batch,
+        staging=size * (max(squares) + max(elements)),
+        disk=written,
+        scratch=written,
+        read=read,
+        full=cost.cubes * sum(n**3 for n in inputs(linears))
+        + sum(
+            linear.rows
+            * (cost.squares * linear.columns**2 + cost.systems * (min(fraction, 1 - fraction) * linear.columns) ** 3)
+            for linear in linears
+        ),
+        traffic=cost.passes * size * sum(elements),
+        accelerated=True,
+    )
+
+
+def assemble(layout: dict[str, Any], settings: Settings) -> Need:
+    """The pruned checkpoint."""
+    size = model_bytes(layout)
+    largest = max(s.rows * s.columns for block in range(len(layout["blocks"])) for s in shapes(layout, settings, block))
+    return Need(TORCH, tensors=12.0 * largest, disk=size, read=2 * size)
+
+
+def perplexity(layout: dict[str, Any], settings: Settings) -> Need:
+    """Perplexity of one checkpoint on one dataset."""
+    measure = settings.evaluation.perplexity
+    one = 3 * 4 * measure.length * layout["vocabulary"]  # one window's losses in float32
+    need = _whole_model(layout, width(layout, settings), settings.batch_size, measure.length, measure.windows or 150)
+    return replace(need, base=need.base + TOKENISING, tensors=need.tensors + one)
+
+
+def tasks(layout: dict[str, Any], settings: Settings, name: str) -> Need:
+    """Accuracy of one checkpoint on the tasks of one entry, whose items are not known yet."""
+    chosen = settings.tasks[name]
+    dtype = chosen.dtype or settings.dtype
+    size = BYTES[layout["dtype"] if dtype == "auto" else dtype]
+    items, batch = chosen.limit or ITEMS, chosen.batch_size or settings.batch_size
+    length = min(ITEM_TOKENS, layout["context"] or ITEM_TOKENS)
+    need = _whole_model(layout, size, batch, length, items * len(chosen.tasks))
+    logits = 4.0 * batch * length * layout["vocabulary"]  # their logarithms in float32
+    return replace(need, base=need.base + LM_EVAL, tensors=need.tensors + logits, start=12.0)
+
+
+def _whole_model(layout: dict[str, Any], size: int, batch: int, length: int, windows: int) -> Need:
+    """A whole model, of so many bytes per weight, that sees so many windows of text."""
+    parameters = model_bytes(layout) / BYTES[layout["dtype"]]
+    return Need(
+        TRANSFORMERS + EVALUATION_DATA,
+        tensors=size * (parameters + batch * length * (layout["vocabulary"] + 10 * layout["width"])),
+        staging=size * parameters,
+        read=BYTES[layout["dtype"]] * parameters,
+        half=2.0 * parameters * windows * length,
+        accelerated=True,
+        start=6.0,
+    )
+
+
+def summary() -> Need:
+    """Tables."""
+    return Need(PYTHON + 60 * MIB, start=3.0)
+
+
+def report() -> Need:
+    """Pages and pictures."""
+    return Need(PYTHON + 250 * MIB, disk=5 * MIB, start=10.0)
+
+
+def requested(need: Callable[[Any], Need], settings: Settings) -> dict[str, Any]:
+    """The `resources` of a rule, of the wildcards and the attempt: twice the memory and time with every further one.
+
+    mem_mb, disk_mb; runtime in minutes, of four times the estimate and at least ten; gpu, 0 where `device: cpu`.
+    """
+    device = settings.device.partition(":")[0]
+
+    def gpu(wildcards: Any) -> int:
+        return int(device != "cpu" and need(wildcards).accelerated)
+
+    def memory(wildcards: Any, attempt: int) -> int:
+        return ceil((1.2 * need(wildcards).host(device) + SNAKEMAKE) / MIB) * 2 ** (attempt - 1)
+
+    def disk(wildcards: Any) -> int:
+        return ceil(need(wildcards).disk / MIB) + 100
+
+    def minutes(wildcards: Any, attempt: int) -> int:
+        seconds = need(wildcards).seconds("cpu" if device == "cpu" else "a100", settings.threads)
+        return ceil(10 + 4 * seconds / 60) * 2 ** (attempt - 1)
+
+    return {"mem_mb": memory, "disk_mb": disk, "runtime": minutes, "gpu": gpu}

@@ -1,0 +1,538 @@
+"""The configuration as models: the single source of keys, defaults and checks.
+
+The JSON schema and the reference are made from it: after a change, run `python -m gramprune.experiment.reference`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from gramprune.errors import GrampruneError, suggest
+from gramprune.experiment.options import (
+    JOINT,
+    METHODS,
+    MaskMethod,
+    MrpMask,
+    NoRefinement,
+    NoUpdate,
+    OwnTarget,
+    Positive,
+    RefineMethod,
+    Section,
+    Target,
+    UpdateMethod,
+    names_of,
+)
+from gramprune.pruning.sparsity import Pattern
+from gramprune.storage.fingerprint import canonical, short
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+RESERVED = {"model": {"data", "logs"}, "runs": {"dense", "model"}}  # folders of ours beside theirs
+
+Name = Annotated[str, Field(pattern=NAME)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Model(Section):
+    """A model: `demo`, a local folder or a hub id, given as a text or with these keys."""
+
+    source: str = Field(
+        min_length=1, description="`demo`, a folder (starting with `/`, `./`, `../` or `~`), or a hub id."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub; the commit is recorded.")
+    name: Name = Field(
+        "", description="Folder in results; by default the last part of the source.", validate_default=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        value = {"source": value} if isinstance(value, str) else value
+        if isinstance(value, dict) and isinstance(value.get("source"), str):
+            source = value["source"].rstrip("/")
+            return {"name": re.sub(r"[^A-Za-z0-9._-]", "-", Path(source).name).lstrip("-._"), **value, "source": source}
+        return value
+
+    @property
+    def kind(self) -> str:
+        """ "demo", "folder" or "hub"."""
+        if self.source == "demo":
+            return "demo"
+        looks_like = self.source.startswith(("/", ".", "~")) or self.source.count("/") > 1
+        is_folder = looks_like or Path(self.source).is_dir()
+        return "folder" if is_folder else "hub"
+
+    @property
+    def location(self) -> str:
+        """The source with `~` resolved."""
+        return self.source.replace("~", str(Path.home()), 1) if self.source.startswith("~") else self.source
+
+
+class Dataset(Section):
+    """Text: a local file, or a dataset of the hub."""
+
+    path: str | None = Field(None, description="A local .txt (one document), .jsonl or .parquet file.")
+    hub: str | None = Field(None, description="A dataset's id on the hub, such as `allenai/c4`.")
+    config: str | None = Field(None, description="The hub dataset's configuration, such as `wikitext-2-raw-v1`.")
+    files: str | None = Field(None, description="Only this file of the hub dataset, such as C4's first shard.")
+    split: str = Field("train", description="The hub dataset's split.")
+    revision: str | None = Field(None, description="Branch, tag or commit of the hub dataset.")
+    field: str = Field("text", description="The field that holds the text (.jsonl, .parquet, hub).")
+    documents: Positive | None = Field(None, description="Read only so many documents.")
+    separator: str = Field("\n\n", description="Put between documents when perplexity joins them.")
+    demo: Literal["train", "heldout"] | None = Field(None, json_schema_extra={"internal": True})
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Dataset:
+        if bool(self.path) + bool(self.hub) + bool(self.demo) != 1:
+            raise ValueError("a dataset has either `path` or `hub`")
+        return self
+
+    @property
+    def source_settings(self) -> dict[str, Any]:
+        """All that its documents depend on."""
+        return self.model_dump(exclude={"separator"})
+
+
+EMBEDDED = {"demo": Dataset(demo="train"), "demo_heldout": Dataset(demo="heldout")}
+
+
+class Calibration(Section):
+    """The text on which the linears' inputs are observed."""
+
+    dataset: str = Field(description="`demo`, or a name under `datasets`.")
+    samples: Positive = Field(128, description="Sequences.")
+    length: Positive = Field(description="Tokens per sequence; never taken from the model by itself.")
+    seed: Annotated[int, Field(strict=True)] = Field(0, description="Chooses the sequences.")
+    accumulate: Literal["float32", "float64"] = Field("float32", description="Dtype in which Gram matrices are summed.")
+
+
+class PerplexityData(Section):
+    """A text on which perplexity is measured, given as a name or with these keys."""
+
+    dataset: str = Field(description="`demo_heldout`, or a name under `datasets`.")
+    windows: Positive | None = Field(None, description="At most so many windows; by default as for all.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"dataset": value} if isinstance(value, str) else value
+
+
+class Perplexity(Section):
+    """Perplexity over windows of text."""
+
+    datasets: list[PerplexityData] = Field(min_length=1, description="One column each.")
+    length: Annotated[int, Field(gt=1, strict=True)] = Field(description="Tokens per window.")
+    stride: Positive | None = Field(
+        None,
+        description="Tokens from one window to the next; by default the length, so that windows do not overlap. In "
+        "windows that overlap only tokens that the window before did not have are scored.",
+    )
+    windows: Positive | None = Field(None, description="At most so many windows per text; all by default.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Perplexity:
+        if self.stride and self.stride > self.length:
+            raise ValueError(f"stride is {self.stride}, more than the length {self.length}: tokens would be left out")
+        _distinct("datasets", [text.dataset for text in self.datasets], "name each once")
+        return self
+
+
+class Tasks(Section):
+    """Tasks of lm-eval that one job per model and run evaluates: a task's name, or these keys."""
+
+    name: Name = Field("", description="File in results; by default the tasks' names.", validate_default=False)
+    tasks: list[str] = Field(min_length=1, description="Tasks, groups or tags that the installed lm-eval knows.")
+    include_path: str | None = Field(None, description="A folder of task definitions (YAML) of your own.")
+    shots: Annotated[int, Field(ge=0, strict=True)] | None = Field(
+        None, description="Examples in the prompt; by default as each task says."
+    )
+    limit: Positive | None = Field(None, description="Only the first so many items of every task.")
+    batch_size: Positive | None = Field(None, description="Items per forward pass; by default as for all.")
+    dtype: Dtype | None = Field(None, description="Of forward passes; by default as for all.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        value = {"tasks": [value]} if isinstance(value, str) else value
+        if isinstance(value, dict) and "name" not in value and isinstance(value.get("tasks"), list) and value["tasks"]:
+            parts = [re.sub(r"[^A-Za-z0-9._]", "-", str(task)).lstrip("-._") for task in value["tasks"]]
+            return {"name": "-".join(parts), **value}
+        return value
+
+
+class Evaluation(Section):
+    """What is measured of the dense model and of every run."""
+
+    perplexity: Perplexity
+    tasks: list[Tasks] = Field([], description="Accuracy on tasks of lm-eval; one job per entry, model and run.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Evaluation:
+        _distinct("tasks", [tasks.name for tasks in self.tasks], "give each a `name` of its own")
+        return self
+
+
+def _distinct(what: str, names: list[str], remedy: str) -> None:
+    """Raises ValueError for a name that occurs twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{what}: two have the name {name!r}; {remedy}")
+
+
+class Run(Section):
+    """One recipe: sparsity × mask × refinement × update × propagation × target."""
+
+    name: Name = Field("", description="Folder in results; made from the recipe by default.", validate_default=False)
+    sparsity: float | str = Field(description="Fraction of zeros, or N:M (at most N of M neighbours are kept).")
+    granularity: Literal["row", "matrix"] = Field(
+        "row", description="Where a fraction is counted: in every output row, or in the whole matrix. Not for N:M."
+    )
+    mask: MaskMethod = Field(description="How the kept weights are chosen.")
+    refine: RefineMethod = Field(NoRefinement(method="none"), description="How the mask is improved.")
+    update: UpdateMethod = Field(
+        NoUpdate(method="none"), description="How the kept weights make up for the pruned ones."
+    )
+    propagation: Literal["pruned", "dense"] = Field(
+        "pruned",
+        description="What later blocks see: activations of the pruned blocks before (the papers' protocol; blocks form "
+        "a chain), or of the dense model (blocks are independent, runs share all Gram matrices).",
+    )
+    target: Target = Field(
+        OwnTarget(method="own"),
+        description="What a pruned linear is to be like: itself before, or its place in the dense model, so that it "
+        "makes up for the blocks before too (with `propagation: pruned` and an update).",
+    )
+    precision: Literal["float32", "float64"] = Field(
+        "float32", description="Dtype in which masks, refinements and updates are computed."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "name" not in value:
+            parts = [value.get("mask"), value.get("refine", "none"), value.get("update", "none")]
+            parts.append(str(value.get("sparsity")).replace(":", "of"))
+            texts = [part.get("method") if isinstance(part, dict) else part for part in parts]
+            return {"name": "-".join(str(text) for text in texts if text != "none"), **value}
+        return value
+
+    @field_validator("sparsity", mode="before")
+    @classmethod
+    def _parses(cls, value: Any) -> Any:
+        try:
+            Pattern.parse(value)
+        except GrampruneError as error:
+            raise ValueError(str(error)) from error
+        return str(value) if isinstance(value, str) and ":" in value else float(value)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Run:
+        if self.joint and self.mask.method not in JOINT:
+            raise ValueError(
+                f"update 'joint' keeps the weights of a mask method that makes weights, but mask "
+                f"{self.mask.method!r} makes none; use one of {', '.join(sorted(JOINT))}, or another update"
+            )
+        if self.joint and self.refined:
+            raise ValueError(
+                f"update 'joint' keeps weights that belong to the mask as it was selected, but refine "
+                f"{self.refine.method!r} changes it; use another update, or refine 'none'"
+            )
+        if self.retargeted and self.propagation == "dense":
+            raise ValueError(
+                "target 'dense' makes up for what the pruned blocks before have changed, but with propagation 'dense' "
+                "every block sees the dense model's activations; use propagation 'pruned', or target 'own'"
+            )
+        if self.retargeted and not self.updated:
+            raise ValueError("target 'dense' moves weights, but update 'none' keeps them as they were; use an update")
+        if isinstance(self.mask, MrpMask):
+            self.mask.check(self.pattern)
+        return self
+
+    @property
+    def pattern(self) -> Pattern:
+        """Sparsity and granularity."""
+        return Pattern.parse(self.sparsity, self.granularity)
+
+    @property
+    def joint(self) -> bool:
+        """Whether one method chooses mask and weights together."""
+        return self.update.method == "joint"
+
+    @property
+    def refined(self) -> bool:
+        """Whether its masks are improved after their selection."""
+        return self.refine.method != "none"
+
+    @property
+    def updated(self) -> bool:
+        """Whether its blocks have weights of their own; else they are the dense ones under its masks."""
+        return self.update.method != "none"
+
+    @property
+    def retargeted(self) -> bool:
+        """Whether it aims at the dense model's outputs."""
+        return self.target.method == "dense"
+
+    @property
+    def at_dense_inputs(self) -> Run:
+        """The same run in a block that sees the dense model's inputs: both targets are the same there."""
+        return self.model_copy(update={"target": OwnTarget(method="own")})
+
+    @property
+    def problem_settings(self) -> dict[str, Any]:
+        """Which weights the pruned ones are to be like, and in which dtype that is computed: for all its stages."""
+        return {"precision": self.precision, "target": self.target.model_dump()}
+
+    @property
+    def pattern_settings(self) -> dict[str, Any]:
+        """Where its zeros may be."""
+        return {"pattern": self.sparsity, "granularity": self.granularity}
+
+    @property
+    def mask_settings(self) -> dict[str, Any]:
+        """All that its masks depend on, besides Gram matrices and weights."""
+        return {**_split(self.mask), **self.pattern_settings, **self.problem_settings}
+
+    @property
+    def mask_module(self) -> str:
+        """The module of its mask's method, below `gramprune.pruning`."""
+        return f"{'joint' if self.mask.method in JOINT else 'masks'}.{self.mask.method}"
+
+    @property
+    def mask_slug(self) -> str:
+        """A file name for its masks: the same for all runs with the same mask settings."""
+        parts = [_slug(self.mask, self.pattern.slug)]
+        if self.precision != "float32":
+            parts.append(self.precision)
+        if self.retargeted:
+            parts.append("to-" + _slug(self.target))
+        return "_".join(parts)
+
+    @property
+    def refine_settings(self) -> dict[str, Any]:
+        """All that its refinement depends on, besides masks, Gram matrices and weights."""
+        return {**_split(self.refine), **self.pattern_settings, **self.problem_settings}
+
+    @property
+    def refine_module(self) -> str:
+        """The module of its refinement's method, below `gramprune.pruning`."""
+        return f"refine.{self.refine.method}"
+
+    @property
+    def refine_slug(self) -> str:
+        """A file name for its refinement, behind that of the masks."""
+        return _slug(self.refine)
+
+    @property
+    def final_mask(self) -> str:
+        """A file name for the masks that its weights have, refined or not."""
+        return f"{self.mask_slug}+{self.refine_slug}" if self.refined else self.mask_slug
+
+    @property
+    def update_module(self) -> str:
+        """The module of its update's method, below `gramprune.pruning`."""
+        return self.mask_module if self.joint else f"updates.{self.update.method}"
+
+    @property
+    def update_settings(self) -> dict[str, Any]:
+        """All that its updates depend on, besides masks, Gram matrices and weights."""
+        return self.mask_settings if self.joint else {**_split(self.update), **self.problem_settings}
+
+
+def _split(method: Section) -> dict[str, Any]:
+    options = method.model_dump()
+    return {"method": options.pop("method"), "options": options}
+
+
+def _slug(method: Section, *more: str) -> str:
+    """A method as a file name: with eight digits that stand for its options where they are not the defaults."""
+    options = method.model_dump(exclude={"method"}, exclude_defaults=True)
+    return "_".join([method.method, *more, *([short(canonical(options))] if options else [])])
+
+
+class Settings(Section):
+    """The whole config.yaml."""
+
+    model: list[Model] = Field(min_length=1, description="One model or several.")
+    datasets: dict[Name, Dataset] = Field({}, description="Texts by name, besides `demo` and `demo_heldout`.")
+    calibration: Calibration
+    evaluation: Evaluation
+    runs: list[Run] = Field(min_length=1, description="The recipes to compare.")
+    exclude: list[str] = Field([], description="Linears that stay dense, as patterns such as `*.k_proj`.")
+    dtype: Dtype = Field("auto", description="Of forward passes; auto is the checkpoint's.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    batch_size: Positive = Field(8, description="Sequences or windows per forward pass; changes only rounding.")
+    threads: Positive = Field(1, description="CPU threads per job.")
+    results: str = Field("results", description="Folder of everything that is made.")
+    keep: Literal["all", "gram", "results"] = Field(
+        "all",
+        description="What stays when no job needs it any more: everything; Gram matrices, masks and weights, but no "
+        "hidden states; or only checkpoints, evaluations and tables. What is gone is computed again where a later "
+        "change needs it.",
+    )
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return value if isinstance(value, list) else [value]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        for what, names in (("model", [m.name for m in self.model]), ("runs", [r.name for r in self.runs])):
+            _distinct(what, names, "give each a `name` of its own")
+            for name in names:
+                if name in RESERVED[what]:
+                    raise ValueError(f"{what}: the name {name!r} is a folder of ours; choose another")
+        for name in EMBEDDED.keys() & self.datasets.keys():
+            raise ValueError(f"datasets: the name {name!r} is an embedded dataset; choose another")
+        for where, name in self.dataset_uses:
+            if name not in self.all_datasets:
+                raise ValueError(f"{where}: there is no dataset {name!r}; {suggest(name, self.all_datasets)}")
+        return self
+
+    @property
+    def all_datasets(self) -> dict[str, Dataset]:
+        """The configured datasets and the embedded ones."""
+        return {**EMBEDDED, **self.datasets}
+
+    @property
+    def dataset_uses(self) -> list[tuple[str, str]]:
+        """Setting and dataset, wherever a dataset is named."""
+        uses = [("calibration.dataset", self.calibration.dataset)]
+        texts = self.evaluation.perplexity.datasets
+        return uses + [("evaluation.perplexity.datasets", text.dataset) for text in texts]
+
+    @property
+    def token_settings(self) -> dict[str, Any]:
+        """All that the calibration tokens depend on, besides model and documents."""
+        return self.calibration.model_dump(exclude={"accumulate"})
+
+    @property
+    def capture_settings(self) -> dict[str, Any]:
+        """All that hidden states and Gram matrices depend on, besides model, tokens and the blocks before."""
+        return {"dtype": self.dtype, "accumulate": self.calibration.accumulate, "exclude": self.exclude}
+
+    def perplexity_settings(self, dataset: str) -> dict[str, Any]:
+        """All that the perplexity on one dataset depends on, besides checkpoint and documents."""
+        measure = self.evaluation.perplexity
+        text = next(text for text in measure.datasets if text.dataset == dataset)
+        return {
+            "dataset": dataset,
+            "separator": self.all_datasets[dataset].separator,
+            "length": measure.length,
+            "stride": measure.stride or measure.length,
+            "windows": text.windows or measure.windows,
+            "dtype": self.dtype,
+        }
+
+    @property
+    def tasks(self) -> dict[str, Tasks]:
+        """The tasks of lm-eval by the names of their entries."""
+        return {tasks.name: tasks for tasks in self.evaluation.tasks}
+
+    def tasks_settings(self, name: str) -> dict[str, Any]:
+        """All that the accuracy on an entry's tasks depends on, besides checkpoint, items and definitions."""
+        tasks = self.tasks[name]
+        return {**tasks.model_dump(include={"name", "tasks", "shots", "limit"}), "dtype": tasks.dtype or self.dtype}
+
+    @property
+    def summary_settings(self) -> list[dict[str, Any]]:
+        """Model, run and recipe of every row of the summary, the dense model first."""
+        rows = []
+        for model in self.model:
+            rows.append({"model": model.name, "run": "dense"})
+            for run in self.runs:
+                recipe = {
+                    "mask": run.mask.method,
+                    "refine": run.refine.method,
+                    "update": run.update.method,
+                    "pattern": str(run.pattern),
+                    "granularity": run.pattern.granularity,
+                    "propagation": run.propagation,
+                    "target": run.target.method,
+                    "precision": run.precision,
+                }
+                rows.append({"model": model.name, "run": run.name, **recipe})
+        return rows
+
+    @property
+    def experiment(self) -> dict[str, Any]:
+        """The configuration without what changes no figure, and without defaults; `load` takes it again."""
+        elsewhere = {"device", "batch_size", "threads", "results", "keep"}
+        return self.model_dump(exclude=elsewhere, exclude_defaults=True, mode="json")
+
+
+def load(config: dict[str, Any]) -> Settings:
+    """The settings of a parsed config.yaml. Raises GrampruneError with one sentence about the first mistake."""
+    try:
+        return Settings.model_validate(config)
+    except ValidationError as error:
+        raise GrampruneError(_sentence(error.errors()[0])) from error
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    """One sentence from pydantic's description of a mistake: the setting, what was found, what is expected."""
+    # pydantic puts the method's name into the place, behind the key that chooses it; nobody wrote it there.
+    place = [part for key, part in zip(("", *error["loc"]), error["loc"], strict=False) if not _is_tag(key, part)]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    kind, found, context = error["type"], error["input"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        parent, _, key = where.rpartition(".")
+        allowed = _allowed_keys(error["loc"][:-1])
+        return f"config: {parent + ': ' if parent else ''}there is no setting {key!r}; {suggest(key, allowed)}"
+    if kind == "union_tag_invalid":
+        allowed = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+        return f"config: {where}: there is no method {context['tag']!r}; {suggest(context['tag'], allowed)}"
+    if kind == "union_tag_not_found":
+        return f"config: {where}: expected a method's name, or a mapping with `method`; found {found!r}."
+    if kind == "missing":
+        return f"config: {where} is missing."
+    if kind == "value_error":
+        return f"config: {where + ': ' if where else ''}{str(context['error']).rstrip('.')}."
+    if kind == "literal_error":
+        allowed = [word.strip(" '") for word in re.split(r",| or ", context["expected"])]
+        return f"config: {where} is {found!r}; {suggest(str(found), allowed)}"
+    if kind == "string_pattern_mismatch":
+        return f"config: {where} is {found!r}; expected text that matches {context['pattern']}."
+    expected = "a mapping with keys" if kind in ("model_type", "model_attributes_type", "dict_type") else error["msg"]
+    return f"config: {where} is {found!r}; expected: {expected.removeprefix('Input should be ')}."
+
+
+def _is_tag(key: Any, part: Any) -> bool:
+    return any(part in names_of(method) for method in METHODS.get(key, ()))
+
+
+def _allowed_keys(place: tuple) -> list[str]:
+    """The keys of the section at a place in the configuration."""
+    section: Any = Settings
+    for part in place:
+        section = _inside(section, part)
+    return list(visible_fields(section))
+
+
+def _inside(annotation: Any, part: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        annotation = annotation.model_fields[part].annotation if part in annotation.model_fields else annotation
+    sections = sections_in(annotation)
+    tagged = [s for s in sections if "method" in s.model_fields and part in names_of(s)]
+    return (tagged or sections or [annotation])[0] if len(tagged or sections) == 1 else annotation
+
+
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """The sections that occur in a type."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in sections_in(argument)]
+
+
+def visible_fields(section: type[Section]) -> dict[str, FieldInfo]:
+    """The keys of a section that a user may write."""
+    fields = section.model_fields.items()
+    return {name: field for name, field in fields if not (field.json_schema_extra or {}).get("internal")}

@@ -1,0 +1,1 @@
+"""A checkpoint as a sequence of blocks, and back."""

@@ -1,0 +1,289 @@
+"""A model as a sequence of decoder blocks, of which one at a time is in memory; no family has code of its own.
+
+The model is built from its config with parameters on the meta device. Only what stands outside the blocks
+(embeddings, norms) and one block get real values. The model's *own* forward then prepares masks, rotary embeddings,
+sliding windows and whatever a family needs; pass-through stubs stand in the place of all other blocks, and the stored
+hidden states are put in front of the one real block. So its outputs are bit-identical to the full model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from gramprune.errors import GrampruneError
+from gramprune.model.checkpoint import Weights
+from gramprune.pruning.numerics import finite
+
+Source = Callable[[str, Tensor], Tensor | None]
+"""(name in the model, the tensor without values) -> its values on the CPU, None where there are none."""
+
+
+class Blocks:
+    """A model without weights, and the means to execute one of its blocks.
+
+    config: as transformers loads it. dtype: of parameters and forward passes. source: where values come from.
+    Raises GrampruneError if the blocks cannot be found or have parts that cannot be pruned yet.
+    """
+
+    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, source: Source, device: str = "cpu"):
+        with init_empty_weights(include_buffers=False):
+            whole = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        self.model = whole.base_model  # what feeds the blocks; the head is never needed
+        prefix = next(name for name, module in whole.named_modules() if module is self.model)
+        path, self._list = _find_blocks(self.model, config)
+        self.prefix = f"{prefix}.{path}" if prefix else path
+        """Name of the list of blocks in the model: the parameters of block 3 start with `{prefix}.3.`"""
+        self.dtype, self.device, self._source = dtype, device, source
+        self._blocks = list(self._list)
+        _refuse_fused(self._blocks, config)
+        everything, base, inside = map(_parameters, (whole, self.model, self._list))
+        tied = config.get_text_config().tie_word_embeddings
+        self.sizes = {"outside": base - inside, "head": 0 if tied else everything - base}
+        """Numbers of parameters that are in no block; a head that is tied to the embeddings has none of its own."""
+        self._members: int | None = None  # of what a block returns: 0 for a tensor, else the tuple's length
+        self._loaded: nn.Module | None = None
+        for index, block in enumerate(self._blocks):
+            self._list[index] = _Skip(block, self)
+        self._fill(self.model, f"{prefix}." if prefix else "")  # what is left now stands outside the blocks
+        self.model.to(device)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, index: int) -> nn.Module:
+        """A block, without values unless it is loaded."""
+        return self._blocks[index]
+
+    @contextmanager
+    def loaded(self, index: int, replace: Callable[[str], Tensor | None] | None = None) -> Iterator[nn.Module]:
+        """Block `index` with its values in memory; until the end of the `with`, `forward` executes it.
+
+        replace: from a linear's name to the weight (out, in) that it gets instead of the model's, or to None.
+        """
+        block, stub = self._blocks[index], self._list[index]
+        empty = dict(block.named_parameters())
+        try:
+            self._fill(block, f"{self.prefix}.{index}.", replace)
+            block.to(self.device)
+            self._list[index] = self._loaded = block
+            self._learn_members()
+            yield block
+        finally:
+            self._list[index], self._loaded = stub, None
+            for name, parameter in empty.items():
+                _put(block, name, parameter)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        tokens: Tensor,  # (batch, length) int64
+        hidden: Tensor | None = None,  # (batch, length, width) to enter the block; by default the model's own
+    ) -> tuple[Tensor, Tensor]:
+        """What entered the loaded block and what left it, (batch, length, width) each, on the device."""
+        entered = left = None
+
+        def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+            nonlocal entered
+            entered = (args[0] if args else kwargs["hidden_states"]) if hidden is None else hidden.to(self.device)
+            return ((entered, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": entered})
+
+        def leave(module: nn.Module, args: tuple, output: Any) -> None:
+            nonlocal left
+            left = output[0] if isinstance(output, tuple) else output
+
+        hooks = [
+            self._loaded.register_forward_pre_hook(enter, with_kwargs=True),
+            self._loaded.register_forward_hook(leave),
+        ]
+        try:
+            self.model(input_ids=tokens.to(self.device), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return entered, left
+
+    def _learn_members(self) -> None:
+        """Find out from the first loaded block whether blocks return a tensor or a tuple; stubs do the same."""
+        if self._members is None:
+            hook = self._loaded.register_forward_hook(self._note_members)
+            try:
+                self.forward(torch.zeros(1, 2, dtype=torch.int64))
+            finally:
+                hook.remove()
+
+    def _note_members(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self._members = len(output) if isinstance(output, tuple) else 0
+
+    def _fill(self, module: nn.Module, prefix: str, replace: Callable[[str], Tensor | None] | None = None) -> None:
+        """Give a module's parameters their values, and its buffers those that the checkpoint has."""
+        for name, tensor in [*module.named_parameters(), *_persistent_buffers(module)]:
+            linear, _, kind = name.rpartition(".")
+            values = replace(linear) if replace and kind == "weight" else None
+            if values is None:
+                values = self._source(prefix + name, tensor)
+            elif is_transposed(module.get_submodule(linear)):
+                values = values.T.contiguous()
+            if values is None:
+                if tensor.is_meta:
+                    raise GrampruneError(
+                        f"the checkpoint has no {prefix}{name}: it does not fit its config.json; load and save it "
+                        "once with save_pretrained of the installed transformers."
+                    )
+                continue
+            if values.shape != tensor.shape:
+                raise GrampruneError(
+                    f"{prefix}{name} is {list(values.shape)} in the checkpoint, {list(tensor.shape)} by config.json."
+                )
+            if not finite(values):
+                raise GrampruneError(f"{prefix}{name}: the dense model's weights hold NaN or infinite values.")
+            _put(module, name, values.to(self.dtype) if tensor.is_meta else values.to(tensor.dtype))
+
+
+class _Skip(nn.Module):
+    """Stands where a block is not executed: hands the hidden states on, answers questions as the block would."""
+
+    def __init__(self, block: nn.Module, owner: Blocks):
+        super().__init__()
+        # Past nn.Module's registration, so that the block's parameters are not found here.
+        object.__setattr__(self, "_block", block)
+        object.__setattr__(self, "_owner", owner)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._block, name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self._owner._members is None:
+            self._owner._loaded(hidden_states, *args, **kwargs)  # its hook notes what it returns
+        members = self._owner._members
+        return (hidden_states, *[None] * (members - 1)) if members else hidden_states
+
+
+def open_blocks(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> tuple[Blocks, Weights]:
+    """The blocks of a checkpoint folder, and its tensors. dtype: "auto" is the checkpoint's own."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    weights = Weights(folder)
+
+    def source(name: str, tensor: Tensor) -> Tensor | None:
+        key = weights.key_of(name)
+        return None if key is None else weights.read(key)
+
+    return Blocks(config, compute_dtype(dtype, config, weights), source, device), weights
+
+
+def open_model(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> tuple[nn.Module, Any, str]:
+    """The whole model of a checkpoint folder, to be evaluated, its tokenizer, and the dtype that "auto" was."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    chosen = compute_dtype(dtype, config, Weights(folder))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, local_files_only=True)
+    return model.to(device).eval(), open_tokenizer(folder), str(chosen).removeprefix("torch.")
+
+
+def open_tokenizer(folder: Path | str) -> Any:
+    """A checkpoint folder's tokenizer. It takes texts of any length: we cut, so no warning is due."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer.model_max_length = 10**9
+    return tokenizer
+
+
+def compute_dtype(dtype: str, config: PreTrainedConfig, weights: Weights) -> torch.dtype:
+    """ "auto" is what config.json says, or else what most of the first matrices have, as transformers does."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    stated = config.get_text_config().dtype
+    if stated is None:
+        return weights.first_dtype()
+    return stated if isinstance(stated, torch.dtype) else getattr(torch, stated)
+
+
+def linears(block: nn.Module) -> dict[str, nn.Module]:
+    """The prunable modules of a block by name: nn.Linear, and GPT-2's transposed Conv1D."""
+    return {name: m for name, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+
+
+def is_transposed(linear: nn.Module) -> bool:
+    """Whether the stored weight is (in, out)."""
+    return isinstance(linear, Conv1D)
+
+
+@contextmanager
+def inputs_of(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """A table, filled during a forward pass, from every linear that was called to its input (..., in)."""
+    inputs: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda module, args, name=name: inputs.update({name: args[0]}))
+        for name, module in modules.items()
+    ]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def shared_inputs(inputs: dict[str, Tensor]) -> dict[str, str]:
+    """From every linear to the first one whose input is the very same tensor."""
+    return {name: next(other for other, x in inputs.items() if x is tensor) for name, tensor in inputs.items()}
+
+
+def _find_blocks(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.ModuleList]:
+    """The outermost ModuleList that is as long as the config says, and its name."""
+    count = config.get_text_config().num_hidden_layers
+    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count}
+    outermost = [n for n in found if not any(n != other and n.startswith(f"{other}.") for other in found)]
+    if len(outermost) != 1:
+        raise GrampruneError(
+            f"model type {config.model_type}: expected one list of {count} decoder blocks (num_hidden_layers), found "
+            f"{outermost or 'none'}; this architecture is not supported."
+        )
+    return outermost[0], found[outermost[0]]
+
+
+def _refuse_fused(blocks: list[nn.Module], config: PreTrainedConfig) -> None:
+    """Raises GrampruneError for experts that are fused into 3-D parameters, which no hook sees."""
+    for index, block in enumerate(blocks):
+        for name, module in block.named_modules():
+            fused = [n for n, p in module.named_parameters(recurse=False) if p.ndim >= 3]
+            if fused and not isinstance(module, nn.modules.conv._ConvNd):
+                raise GrampruneError(
+                    f"model type {config.model_type}: block {index} fuses its experts into {name}.{fused[0]}; "
+                    "mixture-of-experts models cannot be pruned yet."
+                )
+
+
+def _parameters(module: nn.Module) -> int:
+    """How many; tied ones count once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [
+        (f"{path}.{name}" if path else name, buffer)
+        for path, owner in module.named_modules()
+        if not isinstance(owner, _Skip)
+        for name, buffer in owner._buffers.items()
+        if buffer is not None and name not in owner._non_persistent_buffers_set
+    ]
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Set a parameter or buffer by its dotted name."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = tensor
+    elif isinstance(tensor, nn.Parameter):
+        owner._parameters[leaf] = tensor
+    else:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)

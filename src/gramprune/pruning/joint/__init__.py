@@ -1,0 +1,31 @@
+"""Methods that choose mask and weights together: `prune(weight, gram, pattern, **options) -> (mask, new, stats)`."""
+
+import sys
+
+from torch import Tensor
+
+from gramprune.errors import GrampruneError
+from gramprune.pruning import methods
+from gramprune.pruning.gram import Gram
+from gramprune.pruning.numerics import finite
+from gramprune.pruning.sparsity import Pattern
+
+
+def prune_weight(
+    weight: Tensor,  # (out, in) dense
+    gram: Tensor | Gram,  # (in, in)
+    pattern: Pattern,
+    method: str,
+    **options,
+) -> tuple[Tensor, Tensor, dict]:
+    """Mask (out, in) bool, pruned weight (out, in) in the Gram matrix's dtype, and statistics.
+
+    Raises GrampruneError for an unknown method, a matrix that cannot have the pattern, or a result not finite.
+    """
+    prune = methods.load(sys.modules[__name__], method, "prune")
+    weight, gram = methods.prepare(weight, gram)
+    pattern.check(weight.shape[1], gram.name)
+    mask, new, stats = prune(weight, gram, pattern, **options)
+    if not finite(new):
+        raise GrampruneError(f"{gram.name}: the method {method} gave NaN or infinite weights; raise its damping.")
+    return mask, new, stats

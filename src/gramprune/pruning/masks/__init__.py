@@ -1,0 +1,36 @@
+"""Mask selection: which weights stay. Every method is `select(weight, gram, pattern, **options) -> mask`.
+
+A joint method selects masks too: its weights are dropped then, and another update can follow.
+"""
+
+import sys
+
+from torch import Tensor
+
+from gramprune.pruning import joint, methods
+from gramprune.pruning.gram import Gram
+from gramprune.pruning.sparsity import Pattern
+
+
+def names() -> list[str]:
+    """Every method that selects a mask, sorted."""
+    return sorted([*methods.names(sys.modules[__name__]), *methods.names(joint)])
+
+
+def select_mask(
+    weight: Tensor,  # (out, in) dense
+    gram: Tensor | Gram,  # (in, in)
+    pattern: Pattern,
+    method: str,
+    **options,
+) -> Tensor:
+    """(out, in) bool, True = kept, with exactly the pattern's zeros.
+
+    Raises GrampruneError for an unknown method or a matrix that cannot have the pattern.
+    """
+    if method in methods.names(joint):
+        return joint.prune_weight(weight, gram, pattern, method, **options)[0]
+    select = methods.load(sys.modules[__name__], method, "select", names())
+    weight, gram = methods.prepare(weight, gram)
+    pattern.check(weight.shape[1], gram.name)
+    return select(weight, gram, pattern, **options)

@@ -1,0 +1,31 @@
+"""Mask refinement: exchange pruned for kept weights. `refine(weight, gram, mask, pattern, **options) -> (mask, stats)`.
+
+Every method exchanges within rows, and within groups where the pattern is N:M: all counts stay as they are.
+"""
+
+import sys
+
+from torch import Tensor
+
+from gramprune.pruning import methods
+from gramprune.pruning.gram import Gram
+from gramprune.pruning.sparsity import Pattern
+
+
+def refine_mask(
+    weight: Tensor,  # (out, in) dense
+    gram: Tensor | Gram,  # (in, in)
+    mask: Tensor,  # (out, in) bool, True = kept
+    pattern: Pattern,  # that the mask has
+    method: str,
+    **options,
+) -> tuple[Tensor, dict]:
+    """A better mask (out, in) bool with the same number of zeros in every row and group, and statistics.
+
+    Raises GrampruneError for an unknown method, or a mask that does not have the pattern.
+    """
+    refine = methods.load(sys.modules[__name__], method, "refine")
+    weight, gram = methods.prepare(weight, gram)
+    methods.check_mask(mask, weight, gram)
+    pattern.check_mask(mask, gram.name)
+    return refine(weight, gram, mask, pattern, **options)

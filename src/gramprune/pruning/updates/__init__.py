@@ -1,0 +1,30 @@
+"""Weight updates for a given mask: every method is `update(weight, gram, mask, **options) -> (new, stats)`."""
+
+import sys
+
+from torch import Tensor
+
+from gramprune.errors import GrampruneError
+from gramprune.pruning import methods
+from gramprune.pruning.gram import Gram
+from gramprune.pruning.numerics import finite
+
+
+def update_weight(
+    weight: Tensor,  # (out, in) dense
+    gram: Tensor | Gram,  # (in, in)
+    mask: Tensor,  # (out, in) bool, True = kept
+    method: str,
+    **options,
+) -> tuple[Tensor, dict]:
+    """The pruned weight (out, in) in the Gram matrix's dtype, zero where the mask is False, and its statistics.
+
+    Raises GrampruneError for an unknown method, a mask of another shape, or a result that is not finite.
+    """
+    update = methods.load(sys.modules[__name__], method, "update")
+    weight, gram = methods.prepare(weight, gram)
+    methods.check_mask(mask, weight, gram)
+    new, stats = update(weight, gram, mask, **options)
+    if not finite(new):
+        raise GrampruneError(f"{gram.name}: the update {method} gave NaN or infinite weights; raise its damping.")
+    return new, stats

@@ -1,0 +1,198 @@
+"""Tables of results: one row per model and run, one row per linear and stage."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as arrow
+import pyarrow.csv
+import pyarrow.parquet
+
+from gramprune.errors import GrampruneError
+from gramprune.storage import files
+from gramprune.storage.fingerprint import canonical, short
+
+RECIPE = ("mask", "refine", "update", "pattern", "granularity", "propagation", "target", "precision")
+USUAL = {"target": "own", "precision": "float32"}  # not shown to people unless a run has another
+SHOWN = ("perplexity_", "acc_")
+"""How the names of the columns begin that are figures to compare; behind it stands the text or task."""
+
+
+def summary_rows(
+    rows: list[dict[str, Any]],  # model, run and recipe, the dense model first
+    evaluations: dict[tuple[str, str], list[dict[str, Any]]],  # by model and run
+    sparsity: dict[tuple[str, str], float],  # measured over the pruned matrices, by model and run
+) -> list[dict[str, Any]]:
+    """The summary: what was done, the sparsity reached, and what was measured, with what it depends on.
+
+    Per text: `perplexity_`, how much higher than dense with a 95 % interval (`delta_`, `delta_low_`, `delta_high_`),
+    `window_`, `stride_`, `tokens_`. Per task and metric of lm-eval: `<metric>_` and `<metric>_stderr_`, `items_`,
+    `shots_`. `same_<column>` stands for the data, tokenizer and settings: rows that differ in it cannot be compared.
+    """
+    dense = {
+        (model, result["dataset"]): result
+        for (model, run), results in evaluations.items()
+        if run == "dense"
+        for result in results
+        if "dataset" in result
+    }
+    complete = []
+    for row in rows:
+        key = (row["model"], row["run"])
+        figures: dict[str, Any] = {}
+        details: dict[str, Any] = {}
+        for result in evaluations[key]:
+            if "dataset" in result:
+                _add_perplexity(figures, details, result, dense[row["model"], result["dataset"]])
+            else:
+                _add_tasks(figures, details, result)
+        recipe = {name: row.get(name) for name in RECIPE}
+        head = {"model": row["model"], "run": row["run"], **recipe, "sparsity": sparsity.get(key, 0.0)}
+        complete.append({**head, **figures, **details})
+    return complete
+
+
+def _add_perplexity(figures: dict, details: dict, result: dict[str, Any], dense: dict[str, Any]) -> None:
+    name = result["dataset"]
+    figures[f"perplexity_{name}"] = result["perplexity"]
+    details[f"window_{name}"], details[f"stride_{name}"] = result["length"], result["stride"]
+    details[f"tokens_{name}"] = result["predicted_tokens"]
+    details[f"same_perplexity_{name}"] = short(canonical([result["tokens_sha256"], result["stride"]]))
+    if result is not dense:
+        change, low, high = difference(result, dense)
+        details |= {f"delta_{name}": change, f"delta_low_{name}": low, f"delta_high_{name}": high}
+
+
+def _add_tasks(figures: dict, details: dict, result: dict[str, Any]) -> None:
+    for name, task in result["tasks"].items():
+        for metric, value in task["metrics"].items():
+            if not metric.endswith("_stderr"):
+                figures[f"{metric}_{name}"] = value
+                figures[f"{metric}_stderr_{name}"] = task["metrics"].get(f"{metric}_stderr")
+                same = [task["sha256"], task["version"], task["shots"], task["samples"], result["lm_eval"]]
+                details[f"same_{metric}_{name}"] = short(canonical(same))
+        details[f"items_{name}"], details[f"shots_{name}"] = task["samples"], task["shots"]
+    for name, group in result["groups"].items():
+        figures |= {f"{metric}_{name}": value for metric, value in group["metrics"].items() if "stderr" not in metric}
+
+
+def difference(
+    pruned: dict[str, Any],  # as `perplexity.perplexity` returns
+    dense: dict[str, Any],  # of the same windows
+    draws: int = 2000,
+) -> tuple[float, float, float]:
+    """How much higher the perplexity of a pruned model is than the dense one's, and a 95 % interval.
+
+    The interval is the bootstrap's over windows: both models see the same windows, so these are drawn in pairs, with
+    replacement. It says how far another text of the kind could move the difference, not how another calibration
+    would. Same figures, same interval. Raises GrampruneError unless the windows are the same.
+    """
+    about = ("windows", "length", "stride", "predicted_tokens")
+    if any(pruned[name] != dense[name] for name in about):
+        raise GrampruneError(
+            f"perplexities over {pruned['windows']} windows of {pruned['length']} and over {dense['windows']} of "
+            f"{dense['length']} cannot be compared: evaluate both again with the same settings."
+        )
+    weights = np.array(pruned["tokens_per_window"], dtype=float)
+    losses = np.array([pruned["loss_per_window"], dense["loss_per_window"]]) * weights
+    generator, even = np.random.default_rng(0), np.full(len(weights), 1 / len(weights))
+    gaps = []
+    for _ in range(draws):
+        times = generator.multinomial(len(weights), even)  # that each window was drawn
+        ours, theirs = np.exp(np.minimum(losses @ times / (weights @ times), 700))
+        gaps.append(ours - theirs)
+    low, high = np.quantile(gaps, [0.025, 0.975])
+    return pruned["perplexity"] - dense["perplexity"], float(low), float(high)
+
+
+def layer_rows(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What every stage measured of every linear; rows of the `dense` trail are shared by runs."""
+    rows = []
+    for content in metrics:
+        labels = dict(content["labels"])
+        run = labels.pop("run", None) or labels.pop("trail")
+        job = {name: value for name, value in content.items() if name not in ("labels", "linears")}
+        for linear in content["linears"]:
+            head = {"model": labels["model"], "run": run, "stage": content["stage"], "block": int(labels["block"])}
+            stage = {f"stage_{name}" if name == "seconds" else name: v for name, v in job.items()}
+            rows.append({**head, "mask": labels.get("mask"), "refine": labels.get("refine"), **stage, **linear})
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> arrow.Table:
+    """Rows with unequal keys as a table; what a row lacks is null."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return arrow.table({name: [row.get(name) for row in rows] for name in columns})
+
+
+def write_table(content: arrow.Table, parquet: Path, csv: Path | None = None) -> None:
+    """Write a table as Parquet, and as CSV."""
+    with files.atomic(Path(parquet)) as part:
+        pyarrow.parquet.write_table(content, part)
+    if csv is not None:
+        with files.atomic(Path(csv)) as part:
+            pyarrow.csv.write_csv(content, part, pyarrow.csv.WriteOptions(quoting_style="needed"))
+
+
+def shown(rows: list[dict[str, Any]]) -> list[str]:
+    """The columns for people: without what figures depend on, and without what no run departs from."""
+    usual = {name for name, value in USUAL.items() if all(row.get(name) in (value, None) for row in rows)}
+    names = dict.fromkeys(name for row in rows for name in row)
+    head = [name for name in ("model", "run", *RECIPE, "sparsity") if name in names and name not in usual]
+    return head + [name for name in names if name.startswith(SHOWN) and not name.startswith("acc_stderr_")]
+
+
+def cell(name: str, row: dict[str, Any]) -> str:
+    """A figure of the summary for people; accuracies with their standard error."""
+    value = row.get(name)
+    if value is None:
+        return "-"
+    if name.startswith("perplexity_"):
+        return f"{value:.2f}" if value < 1e6 else f"{value:.2e}"
+    if name.startswith("acc_"):
+        metric = "acc_norm" if name.startswith("acc_norm_") else "acc"
+        error = row.get(f"{metric}_stderr_{name.removeprefix(metric + '_')}")
+        return f"{100 * value:.1f} %" + (f" ± {100 * error:.1f}" if error is not None else "")
+    return f"{100 * value:.2f} %" if name == "sparsity" else str(value)
+
+
+def _numeric(name: str) -> bool:
+    return name.startswith((*SHOWN, "sparsity"))
+
+
+def as_text(rows: list[dict[str, Any]]) -> str:
+    """The summary as aligned columns."""
+    names = shown(rows)
+    lines = [names, *([cell(name, row) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    aligned = [
+        "  ".join(
+            c.rjust(w) if _numeric(n) else c.ljust(w) for c, w, n in zip(line, widths, names, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([aligned[0], "-" * len(aligned[0]), *aligned[1:]])
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """The summary as a table in Markdown."""
+    names = shown(rows)
+    rule = ["--:" if _numeric(name) else "---" for name in names]
+    lines = [names, rule, *([cell(name, row) for name in names] for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def as_latex(rows: list[dict[str, Any]]) -> str:
+    """The summary as a table in LaTeX, for the package booktabs."""
+    names = shown(rows)
+
+    def line(cells: list[str]) -> str:
+        return " & ".join(re.sub(r"[%_&#]", r"\\\g<0>", c).replace("±", r"$\pm$") for c in cells) + r" \\"
+
+    columns = "".join("r" if _numeric(name) else "l" for name in names)
+    body = [line([cell(name, row) for name in names]) for row in rows]
+    head = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(names), r"\midrule"]
+    return "\n".join([*head, *body, r"\bottomrule", r"\end{tabular}"]) + "\n"

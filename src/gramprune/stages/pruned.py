@@ -1,0 +1,129 @@
+"""The linears of one block as the stages between Gram matrices and checkpoint handle them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gramprune import machine
+from gramprune.errors import GrampruneError
+from gramprune.model.checkpoint import Weights
+from gramprune.pruning.gram import Gram, layer_error
+from gramprune.pruning.target import retarget_weight
+from gramprune.storage import artifacts, files
+from gramprune.storage.artifacts import Artifact
+
+
+def each_linear(
+    grams: Artifact,
+    weights: Weights,
+    settings: dict[str, Any],  # precision, target
+    device: str,
+) -> Iterator[tuple[str, Tensor, Gram]]:
+    """Name, weight (out, in) and Gram matrix of every linear of a block, in the precision that is asked for.
+
+    The weight is the one that the pruned weight is to be like: the dense one, or what the target makes of it.
+    Linears that share a matrix come together: it is read once, its factorisations are computed once, and one is in
+    memory at a time.
+    """
+    dtype, target = getattr(torch, settings["precision"]), settings["target"]
+    block, linears = grams.provenance["block"], grams.provenance["linears"]
+    for first in sorted({linear["gram"] for linear in linears.values()}):
+        sums = grams.read(f"{first}.sum").to(device, dtype)
+        gram = Gram(grams.read(first).to(device, dtype), f"block {block}, {first}", sums, grams.provenance["tokens"])
+        cross = grams.read(f"{first}.cross").to(device, dtype) if target["method"] == "dense" else None
+        for name, linear in linears.items():
+            if linear["gram"] == first:
+                gram.name = f"block {block}, {name}"
+                dense = dense_linear(linear, weights).to(device, dtype)
+                yield name, dense if cross is None else retarget_weight(dense, gram, cross, target["pull"]), gram
+                del dense  # before the next is read
+
+
+def dense_linear(linear: dict[str, Any], weights: Weights) -> Tensor:
+    """A linear's dense weight (out, in) in the stored dtype. linear: its description in an artifact."""
+    stored = weights.read(linear["key"])
+    return stored.T.contiguous() if linear["transposed"] else stored
+
+
+def pruned_linear(artifact: Artifact, weights: Weights, name: str) -> tuple[Tensor, Tensor]:
+    """Pruned weight (out, in) in the stored dtype, and mask (out, in) bool of one linear of a block.
+
+    artifact: a run's weights, or a mask alone: a run without an update is its mask on the dense weights.
+    """
+    mask = read_mask(artifact, name)
+    if artifact.provenance["stage"] == "mask":
+        return dense_linear(artifact.provenance["linears"][name], weights).where(mask, 0), mask
+    return artifact.read(f"{name}.weight"), mask
+
+
+def read_mask(artifact: Artifact, name: str) -> Tensor:
+    """The mask (out, in) bool of a linear, from an artifact of masks or of weights."""
+    return artifact.read_mask(f"{name}.mask", artifact.provenance["linears"][name]["shape"][1])
+
+
+def grams_for(path: Path, tokens: Path, model: str, trail: str, block: int) -> Artifact:
+    """A block's Gram matrices. Raises GrampruneError unless they are of this model, calibration, trail and block."""
+    calibration = artifacts.read(tokens, stage="calibrate", model=model).digest
+    return artifacts.read(path, stage="gram", model=model, calibration=calibration, trail=trail, block=block)
+
+
+def masks_for(path: Path, grams: Artifact) -> Artifact:
+    """A block's masks. Raises GrampruneError unless they were made from these Gram matrices."""
+    about = grams.provenance
+    masks = artifacts.read(path, stage="mask", model=about["model"], block=about["block"])
+    made_from = masks.provenance["inputs"]["gram"]
+    if made_from != grams.digest:
+        raise GrampruneError(
+            f"{path} was made from a Gram matrix with digest {made_from}, but {grams.path} has {grams.digest}: "
+            "one of them was put there by hand: delete both to have them made again."
+        )
+    return masks
+
+
+def measures(dense: Tensor, new: Tensor, gram: Gram) -> dict[str, float]:
+    """Layer error, the same relative to the layer's output, and sparsity of one pruned linear."""
+    error = layer_error(dense, new, gram)
+    output = layer_error(dense, dense.new_zeros(()).expand(dense.shape), gram)
+    return {
+        "rows": dense.shape[0],
+        "columns": dense.shape[1],
+        "error": error,
+        "relative_error": error / output if output else 0.0,
+        "sparsity": 1 - int(new.count_nonzero()) / new.numel(),
+        "dead_inputs": int(gram.dead.sum()),
+    }
+
+
+def plain(stats: dict[str, Any]) -> dict[str, Any]:
+    """A method's statistics for a table: numbers per row (out,) become total, mean and maximum, truths a share."""
+    found = {}
+    for name, value in stats.items():
+        if not isinstance(value, Tensor):
+            found[name] = value
+        elif value.dtype == torch.bool:
+            found[name] = value.double().mean().item()
+        else:
+            found |= {name: value.sum().item(), f"{name}_mean": value.double().mean().item()}
+            found[f"{name}_max"] = value.max().item()
+    return found
+
+
+def write_metrics(
+    path: Path,
+    stage: str,
+    labels: dict[str, str],  # model, run or trail, block, mask: what the rows are found by
+    started: float,  # time.monotonic() at the stage's begin
+    linears: list[dict[str, Any]],  # one row each
+) -> str:
+    """What a stage measured of a block, beside its tensors; returns the errors for people."""
+    seconds = round(time.monotonic() - started, 3)
+    content = {"stage": stage, "labels": labels, "seconds": seconds, **machine.peak_memory(), "linears": linears}
+    files.write_json(path, content)
+    errors = [linear["relative_error"] for linear in linears if "relative_error" in linear]
+    return f"relative layer errors {min(errors):.4g} to {max(errors):.4g}" if errors else ""

@@ -1,0 +1,1 @@
+"""Files that are only ever whole, and know what they were made from."""
