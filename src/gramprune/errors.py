@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake, and the sentence that names the nearest right word."""
+"""The one exception that stands for a user's mistake, and what its sentences are made from."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -15,3 +15,9 @@ def suggest(found: str, allowed: Iterable[str]) -> str:
     nearest = get_close_matches(found.lower(), folded, n=1, cutoff=0.5)
     hint = f"did you mean {folded[nearest[0]]!r}? " if nearest else ""
     return f"{hint}Known: {', '.join(allowed)}."
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, as one sentence: its first line, or else its name."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if line.endswith(".") else f"{line}."

@@ -21,6 +21,7 @@ from snakemake.logging import logger
 
 from gramprune.experiment import checks, resources
 from gramprune.storage import fingerprint
+from gramprune.model import folder as model_folder
 from gramprune.model import layout
 from gramprune import machine
 from gramprune.errors import GrampruneError
@@ -238,9 +239,7 @@ def model_files(w):
     model = MODELS[w.model]
     if model.kind != "folder":
         return []
-    return sorted(
-        str(path) for path in Path(model.location).iterdir() if path.is_file()
-    )
+    return [str(path) for path in model_folder.files(Path(model.location))]
 
 
 def every_run():

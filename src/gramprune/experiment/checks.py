@@ -12,9 +12,10 @@ from gramprune.errors import GrampruneError, suggest
 from gramprune.evaluation import zeroshot
 from gramprune.experiment import settings
 from gramprune.experiment.settings import Settings
-from gramprune.model import layout
+from gramprune.model import inspect, layout
+from gramprune.model import source as model_source
 from gramprune.model.layout import selected
-from gramprune.text import sources
+from gramprune.text import demo
 
 
 def check(config: dict[str, Any], planning: bool = False) -> tuple[Settings, dict[str, dict[str, Any]]]:
@@ -28,19 +29,24 @@ def check(config: dict[str, Any], planning: bool = False) -> tuple[Settings, dic
     check_results(Path(chosen.results))
     layouts = {}
     for model in chosen.model:
-        source = [model.kind, model.location, model.revision]
+        described = [model.kind, model.location, model.revision]
         path = Path(chosen.results, model.name, "layout.json")
-        found = layout.cached(path, source, lambda source=source: sources.model_config(*source))
+        found = layout.cached(path, described, lambda described=described: model_config(*described))
         check_model(found, model.name, chosen)
         layouts[model.name] = found
         if model.kind == "folder" and not planning:
-            sources.check_folder(model.location)
+            inspect.once(Path(model.location), found, path)
     for place, entry in enumerate(chosen.evaluation.tasks):
         check_include_path(entry.include_path, place)
         zeroshot.folders(entry.tasks, entry.include_path, zeroshot.place(chosen.results), f"evaluation.tasks[{place}]")
     if not planning:
         check_texts(chosen)
     return chosen, layouts
+
+
+def model_config(kind: str, source: str, revision: str | None) -> dict[str, Any]:
+    """A model's config.json. Raises GrampruneError if it cannot be had."""
+    return demo.config() if kind == "demo" else model_source.config(kind, source, revision)
 
 
 def check_model(found: dict[str, Any], model: str, chosen: Settings) -> None:
