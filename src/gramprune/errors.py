@@ -19,5 +19,6 @@ def suggest(found: str, allowed: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, as one sentence: its first line, or else its name."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = f"{first} {others[0]}" if first.endswith(":") and others else first
     return line if line.endswith(".") else f"{line}."

@@ -22,7 +22,6 @@ from gramprune.errors import GrampruneError
 from gramprune.model.folder import Weights
 from gramprune.model.keys import Keys
 from gramprune.model.loading import compute_dtype, empty_model, parse_config
-from gramprune.pruning.numerics import finite
 
 Source = Callable[[str, Tensor], Tensor | None]
 """(name in the model, the tensor without values) -> its values on the CPU, None where there are none."""
@@ -79,7 +78,8 @@ class Blocks:
             self._fill(block, f"{self.prefix}.{index}.", replace)
             block.to(self.device)
             self._list[index] = self._loaded = block
-            self._learn_members()
+            if index:  # the stubs before it must know; those after it learn from its first pass
+                self._learn_members()
             yield block
         finally:
             self._list[index], self._loaded = stub, None
@@ -103,6 +103,7 @@ class Blocks:
         def leave(module: nn.Module, args: tuple, output: Any) -> None:
             nonlocal left
             left = output[0] if isinstance(output, tuple) else output
+            self._members = len(output) if isinstance(output, tuple) else 0
 
         hooks = [
             self._loaded.register_forward_pre_hook(enter, with_kwargs=True),
@@ -118,14 +119,7 @@ class Blocks:
     def _learn_members(self) -> None:
         """Find out from the first loaded block whether blocks return a tensor or a tuple; stubs do the same."""
         if self._members is None:
-            hook = self._loaded.register_forward_hook(self._note_members)
-            try:
-                self.forward(torch.zeros(1, 2, dtype=torch.int64))
-            finally:
-                hook.remove()
-
-    def _note_members(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self._members = len(output) if isinstance(output, tuple) else 0
+            self.forward(torch.zeros(1, 2, dtype=torch.int64))
 
     def _fill(self, module: nn.Module, prefix: str, replace: Callable[[str], Tensor | None] | None = None) -> None:
         """Give a module's parameters their values, and its buffers those that the checkpoint has."""
@@ -147,8 +141,6 @@ class Blocks:
                 raise GrampruneError(
                     f"{prefix}{name} is {list(values.shape)} in the checkpoint, {list(tensor.shape)} by config.json."
                 )
-            if not finite(values):
-                raise GrampruneError(f"{prefix}{name}: the dense model's weights hold NaN or infinite values.")
             _put(module, name, values.to(self.dtype) if tensor.is_meta else values.to(tensor.dtype))
 
 

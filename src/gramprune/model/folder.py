@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,12 @@ class Weights:
         self._check_index()
 
     def _check_index(self) -> None:
-        if self.files[0].name != SINGLE:
-            for key, name in _weight_map(self.folder).items():
-                if key not in self._places or self._places[key][0].name != name:
-                    raise GrampruneError(
-                        f"{self.folder / INDEX} says that {key!r} is in {name}, but it is not: the index and the files "
-                        f"are of different checkpoints; {AGAIN}."
-                    )
+        for key, name in (_weight_map(self.folder) if is_sharded(self.folder) else {}).items():
+            if key not in self._places or self._places[key][0].name != name:
+                raise GrampruneError(
+                    f"{self.folder / INDEX} says that {key!r} is in {name}, but it is not: the index and the files are "
+                    f"of different checkpoints; {AGAIN}."
+                )
 
     def __iter__(self):
         """The keys."""
@@ -103,19 +103,22 @@ def weight_files(folder: Path) -> list[Path]:
     """The files that hold the model's tensors. Raises GrampruneError if there are none, or one is missing."""
     if not folder.is_dir():
         raise GrampruneError(f"model: the folder {folder} does not exist; give a model folder or a hub id.")
-    named = _named_weights(folder)
-    if named is not None:
-        return [inside(folder, named)]
-    if (folder / SINGLE).is_symlink() or (folder / SINGLE).exists():
-        return [inside(folder, SINGLE)]
-    if (folder / INDEX).exists():
+    if is_sharded(folder):
         return [inside(folder, name) for name in indexed(folder)]
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".gguf", ".pth"))
-    found = f" (it holds {', '.join(others[:3])})" if others else ""
-    raise GrampruneError(
-        f"{folder} holds no {SINGLE}, nor {INDEX}, which transformers would load{found}; convert the checkpoint with "
-        "save_pretrained first."
-    )
+    name = _named_weights(folder) or SINGLE
+    if name == SINGLE and not os.path.lexists(folder / SINGLE):
+        others = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".gguf", ".pth"))
+        found = f" (it holds {', '.join(others[:3])})" if others else ""
+        raise GrampruneError(
+            f"{folder} holds no {SINGLE}, nor {INDEX}, which transformers would load{found}; convert the checkpoint "
+            "with save_pretrained first."
+        )
+    return [inside(folder, name)]
+
+
+def is_sharded(folder: Path) -> bool:
+    """Whether the index says which files are the model: where there is no single one."""
+    return not _named_weights(folder) and not os.path.lexists(folder / SINGLE) and (folder / INDEX).exists()
 
 
 def _named_weights(folder: Path) -> str | None:
@@ -175,7 +178,7 @@ def companions(folder: Path) -> list[Path]:
 
 def files(folder: Path) -> list[Path]:
     """All files of the folder that a result can depend on, and no others."""
-    index = [folder / INDEX] if weight_files(folder)[0].name != SINGLE and (folder / INDEX).exists() else []
+    index = [inside(folder, INDEX)] if is_sharded(folder) else []
     return [*companions(folder), *index, *weight_files(folder)]
 
 

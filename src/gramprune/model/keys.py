@@ -18,8 +18,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from gramprune.errors import GrampruneError
-from gramprune.model.folder import Weights
+from gramprune.model.folder import AGAIN, Weights
 from gramprune.model.places import Place, runs
+from gramprune.pruning.numerics import finite
 
 
 class Keys:
@@ -78,14 +79,21 @@ class Keys:
         return None
 
     def read(self, name: str, like: Tensor) -> Tensor | None:
-        """The values of a parameter or buffer, in the stored dtype; None where the checkpoint has none."""
+        """The values of a parameter or buffer, in the stored dtype; None where the checkpoint has none.
+
+        Raises GrampruneError for values that are not finite.
+        """
         origin = self._origin(name)
         if origin is None:
             return None
         first = self._made_with.get(origin)
         if first is None:
-            return self.weights.read(self._only_key(origin))
-        return self._convert(first, {key: self.weights.read(key) for _, key in self._sources[first]})[origin]
+            values = self.weights.read(self._only_key(origin))
+        else:
+            values = self._convert(first, {key: self.weights.read(key) for _, key in self._sources[first]})[origin]
+        if not finite(values):
+            raise GrampruneError(f"{self.weights.folder}: {name} holds NaN or infinite values; {AGAIN}.")
+        return values
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape that a parameter has in the checkpoint, after conversion; None where it has none."""

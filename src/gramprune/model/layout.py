@@ -15,9 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from gramprune.errors import GrampruneError, first_line
+from gramprune.errors import GrampruneError, first_line, suggest
 from gramprune.storage import files, fingerprint
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 LARGEST = {"num_hidden_layers": 2000, "hidden_size": 2**18, "intermediate_size": 2**21, "vocab_size": 2**23}
 """Sizes that are taken; those of real models are far below."""
 
@@ -57,6 +58,7 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
     from gramprune.model.loading import empty_model, stated_dtype, unknown
 
     refuse_quantised(config)
+    refuse_dtype(config)
     try:
         parsed = _parse(config)
         text, dtype = parsed.get_text_config(), stated_dtype(parsed)
@@ -107,20 +109,31 @@ def refuse_quantised(config: dict[str, Any]) -> None:
                 )
 
 
+def refuse_dtype(config: dict[str, Any]) -> None:
+    """Raises GrampruneError for a dtype in config.json that weights cannot have."""
+    for part in (config, config.get("text_config")):
+        stated = (part.get("dtype") or part.get("torch_dtype")) if isinstance(part, dict) else None
+        if stated and str(stated).removeprefix("torch.") not in DTYPES:
+            raise GrampruneError(f"config.json: the dtype is {stated!r}; {suggest(str(stated), DTYPES)}")
+
+
 def _refuse_absurd(text: Any) -> None:
     """Raises GrampruneError for sizes that no model has: what is made of them would take all of the memory."""
     for name, most in LARGEST.items():
-        found = getattr(text, name, None)
-        if isinstance(found, int) and found > most:
-            raise GrampruneError(f"config.json: {name} is {found:,}; the most that is supported is {most:,}.")
+        found = getattr(text, name, 1)
+        if isinstance(found, int) and not 0 < found <= most:
+            raise GrampruneError(f"config.json: {name} is {found:,}; expected a number from 1 to {most:,}.")
 
 
 def _made_up(name: str, like: Any) -> Any:
-    """Values that take no memory, with equal rows, to try a block with."""
+    """Values to try a block with, of any shape in next to no memory: each row is the one before, moved by a place."""
     import torch
 
-    row = torch.rand(like.shape[-1:], generator=torch.Generator().manual_seed(len(name))) + 0.5
-    return (row if like.ndim < 2 else (row - 1) / max(like.shape[-1], 1) ** 0.5).expand(like.shape)
+    generator = torch.Generator().manual_seed(len(name))
+    if like.ndim < 2:
+        return torch.rand(like.shape, generator=generator) + 0.5
+    line = torch.rand(sum(like.shape) - like.ndim + 1, generator=generator) - 0.5
+    return torch.as_strided(line / like.shape[-1] ** 0.5, like.shape, (1,) * like.ndim)
 
 
 def _kind(block: Any) -> str:
@@ -147,8 +160,8 @@ def _tried(blocks: Any, index: int) -> dict[str, Any]:
     found = linears(blocks[index])
     sizes = {name: parameter.numel() for name, parameter in blocks[index].named_parameters()}
     matrices = [name for name, parameter in blocks[index].named_parameters() if parameter.ndim > 1]
-    hidden = torch.randn(1, 6, blocks.width, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1)
-    hidden[1, -1] += 1
+    hidden = torch.randn(2, 6, blocks.width, generator=torch.Generator().manual_seed(0))
+    hidden[1, :-1] = hidden[0, :-1]
     with blocks.loaded(index) as block, inputs_of(linears(block)) as inputs:
         _, left = blocks.forward(torch.zeros(2, 6, dtype=torch.int64), hidden)
     one, other = left[:, :-1].nan_to_num()
