@@ -63,6 +63,11 @@ def without_the_base_models_name(folder):
     as_one_file(folder, tensors_of(folder / "base"))
 
 
+def with_a_number(folder):
+    """Tensors without dimensions, as Apertus has them in its activations."""
+    as_one_file(folder, {**tensors_of(folder), "model.layers.0.mlp.act_fn.alpha": torch.tensor(0.5)})
+
+
 def with_layers_that_the_config_lacks(folder):
     tensors = tensors_of(folder)
     extra = {key.replace("layers.2", "layers.3"): value for key, value in tensors.items() if "layers.2" in key}
@@ -92,7 +97,7 @@ def in_the_hubs_cache(folder):
 
 GOOD = [
     with_strays, one_file_beside_an_index, named_by_the_config, tied_under_the_other_name, without_the_base_models_name,
-    with_layers_that_the_config_lacks, with_tokens_of_images, in_the_hubs_cache,
+    with_layers_that_the_config_lacks, with_a_number, with_tokens_of_images, in_the_hubs_cache,
 ]  # fmt: skip
 
 

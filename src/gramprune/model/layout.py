@@ -168,7 +168,7 @@ def _tried(blocks: Any, index: int) -> dict[str, Any]:
     if not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max())):
         raise GrampruneError(
             f"model type {blocks.model.config.model_type}: in block {index} a later token changes what earlier "
-            "ones give: it is an encoder, not a causal language model; give a model that generates text."
+            "ones give, as in an encoder: it is not a causal language model; give a model that continues text."
         )
     first = shared_inputs(inputs)
     shapes = {

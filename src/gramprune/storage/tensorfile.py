@@ -111,7 +111,7 @@ def _fits(entry: Entry) -> bool:
     """Whether a known dtype's shape has the size that the header says."""
     dtype = DTYPES.get(entry.dtype)
     expected = entry.size if dtype is None else prod(entry.shape) * dtype.itemsize
-    return min(entry.size, *entry.shape) >= 0 and entry.size == expected
+    return min((entry.size, *entry.shape)) >= 0 and entry.size == expected
 
 
 def read_tensor(
