@@ -12,7 +12,7 @@ from problems import assert_sentence
 
 from gramprune.errors import GrampruneError
 from gramprune.evaluation import zeroshot
-from gramprune.model.blocks import open_model
+from gramprune.model.loading import open_model
 from gramprune.text import demo
 
 ZERO_SHOT = ROOT.parent / "shared" / "data" / "zeroshot"

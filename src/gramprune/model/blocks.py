@@ -19,9 +19,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gramprune.errors import GrampruneError
-from gramprune.model.folder import Weights
 from gramprune.model.keys import Keys
 from gramprune.model.loading import compute_dtype, empty_model, parse_config
+from gramprune.model.weights import Weights
 
 Source = Callable[[str, Tensor], Tensor | None]
 """(name in the model, the tensor without values) -> its values on the CPU, None where there are none."""

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto import modeling_auto
 
 from gramprune.errors import GrampruneError, first_line
-from gramprune.model.folder import Weights, read_config
+from gramprune.model.folder import read_config
+from gramprune.model.weights import Weights
 from gramprune.pruning.numerics import finite
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
