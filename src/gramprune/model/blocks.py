@@ -30,12 +30,12 @@ Source = Callable[[str, Tensor], Tensor | None]
 class Blocks:
     """A model without weights, and the means to execute one of its blocks.
 
-    model: as `empty_model` makes it. source: where values come from.
+    whole: as `empty_model` makes it. source: where values come from.
     Raises GrampruneError if the blocks cannot be found or have parts that cannot be pruned yet.
     """
 
-    def __init__(self, model: PreTrainedModel, source: Source, device: str = "cpu"):
-        whole, config = model, model.config
+    def __init__(self, whole: PreTrainedModel, source: Source, device: str = "cpu"):
+        config = whole.config
         nested = config.get_text_config() is not config  # a language model with others around it
         self.model = whole.get_decoder() if nested else whole.base_model  # what feeds the blocks; no head is needed
         prefix = next(name for name, module in whole.named_modules() if module is self.model)
