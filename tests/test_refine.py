@@ -200,7 +200,8 @@ def test_dsnot_brings_the_mean_output_of_inputs_that_are_not_centred_nearer_to_t
 def test_reoptimised_swaps_are_those_of_brute_force(method, pattern, structure, dtype):
     """The masked least squares of every swapped mask, computed afresh: the best is taken until none helps [derived].
 
-    The same masks in float64; in float32, and among ties, no swap may help by more than rounding.
+    The same masks in float64, but for dead inputs, which are all alike; in float32, and among ties, no swap may help
+    by more than rounding.
     """
     p = problem(structure, dtype)
     H = reference.ridge(p.gram, 0.01)
@@ -211,7 +212,8 @@ def test_reoptimised_swaps_are_those_of_brute_force(method, pattern, structure, 
         refined, stats = run(p, mask, pattern, method)
         if dtype == torch.float64 and structure != "ties":
             expected, errors = reference.swaps_reoptimised(p.weight, p.gram, mask, pattern)
-            assert torch.equal(refined, expected)
+            seen = p.gram.diagonal() > 0
+            assert torch.equal(refined[:, seen], expected[:, seen])
             assert stats["swaps"].tolist() == [len(row) - 1 for row in errors]
         for w, kept in zip(live, refined, strict=True):
             if places := reference.pairs(kept, pattern):

@@ -266,7 +266,11 @@ def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Set a parameter or buffer by its dotted name."""
+    """Set a parameter or buffer by its dotted name.
+
+    A parameter requires gradients where the model's own does, though none are computed: torch chooses by it how a
+    product is summed up, and a block's outputs are to be the whole model's.
+    """
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     if leaf in owner._buffers:
@@ -274,4 +278,4 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
     elif isinstance(tensor, nn.Parameter):
         owner._parameters[leaf] = tensor
     else:
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=owner._parameters[leaf].requires_grad)
