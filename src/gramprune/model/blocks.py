@@ -193,7 +193,6 @@ def open_model(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> 
 def open_tokenizer(folder: Path | str) -> Any:
     """A checkpoint folder's tokenizer. It takes texts of any length: we cut, so no warning is due."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    tokenizer.model_max_length = 10**9
     return tokenizer
 
 
