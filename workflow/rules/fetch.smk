@@ -48,7 +48,7 @@ rule fetch_data:
         "../envs/gramprune.yaml"
     params:
         settings=lambda w: canonical(DATASETS[w.dataset].source_settings),
-        code=code("stages.fetch"),
+        code=code("stages.texts"),
     script:
         "../scripts/fetch_data.py"
 

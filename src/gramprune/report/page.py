@@ -319,6 +319,7 @@ def _sources(one: Results) -> list[tuple[str, str]]:
 
 def _text(data: dict[str, Any]) -> str:
     source = data["settings"].get("hub") or data["settings"].get("path") or "embedded"
+    source = ", ".join(source) if isinstance(source, list) else source
     at = f" at revision {data['revision']}" if data.get("revision") else ""
     return f"{source}{at}, {data['documents']:,} documents, sha256 {data['sha256'][:16]}"
 
