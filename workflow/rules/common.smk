@@ -8,39 +8,22 @@
 #   <results>/{model}/{run}/evaluation/…               measured, for run `dense` too
 #
 # A trail is where activations come from: `dense`, which all runs share, or the run that pruned the blocks before.
-import logging
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(workflow.basedir) / "src"))
-
-from snakemake.logging import logger
-
 from gramprune.experiment import checks, resources
 from gramprune.storage import fingerprint
 from gramprune.model import layout
 from gramprune import machine
-from gramprune.errors import GrampruneError
 from gramprune.storage.fingerprint import canonical
 from gramprune.experiment.pipeline import recipe_of, trail_of
 
-# What the library says while it looks at the configuration, such as why it takes a while.
-logging.getLogger("gramprune").setLevel(logging.INFO)
-logging.getLogger("gramprune").addHandler(logging.StreamHandler())
-
-
-def checked():
-    """Settings and layouts. A user's mistake ends here, in one sentence, before any job starts."""
-    try:
-        return checks.check(config, planning="plan" in sys.argv)
-    except GrampruneError as error:
-        sys.exit(f"gramprune: {error}")
-
-
-SETTINGS, LAYOUTS = checked()
+SETTINGS, LAYOUTS = or_exit(
+    checks.check, config, planning="plan" in sys.argv, written_in=CONFIG_FILES
+)
 if workflow.is_main_process:
     for name, found in LAYOUTS.items():
         logger.info(f"Model {name}: {layout.summary(found, SETTINGS.exclude)}")

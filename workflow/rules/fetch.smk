@@ -59,7 +59,7 @@ rule fetch_tasks:
     output:
         tasks="<results>/data/tasks/{tasks}.json",
     log:
-        "<results>/logs/data/tasks_{tasks}.log",
+        "<results>/logs/data/tasks/{tasks}.log",
     conda:
         "../envs/gramprune.yaml"
     params:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gramprune import machine
+from gramprune.experiment import places
 from gramprune.storage import files
 
 if TYPE_CHECKING:
@@ -46,11 +47,9 @@ def place(log: Path | str) -> Path:
 
 def times(results: Path, jobs: dict[Key, Job]) -> dict[Key, Measured]:
     """The jobs that have been done, and what they took."""
-    from gramprune.experiment import pipeline  # not for jobs, which only record: it takes a seventh of a second
-
     found = {}
     for key in jobs:
-        path = results / "logs" / f"{pipeline.stem(key)}.json"
+        path = results / "logs" / f"{places.stem(key)}.json"
         if path.exists():
             found[key] = Measured(**files.read_json(path))
     return found
