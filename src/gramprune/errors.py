@@ -15,3 +15,9 @@ def suggest(found: str, allowed: Iterable[str]) -> str:
     nearest = get_close_matches(found.lower(), folded, n=1, cutoff=0.5)
     hint = f"did you mean {folded[nearest[0]]!r}? " if nearest else ""
     return f"{hint}Known: {', '.join(allowed)}."
+
+
+def shorter(value: object) -> str:
+    """What was found somewhere, for a sentence: not all of it where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:100]} … ({len(text):,} characters)"

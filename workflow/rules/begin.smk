@@ -37,7 +37,9 @@ def or_exit(check, *arguments, **options):
         sys.exit(f"gramprune: {error}")
 
 
-if workflow.is_main_process and Quietness.PROGRESS in (workflow.output_settings.quiet or ()):
+if workflow.is_main_process and Quietness.PROGRESS in (
+    workflow.output_settings.quiet or ()
+):
     say_little()
 
 CONFIG_FILES = workflow.configfiles or ["config.yaml"]

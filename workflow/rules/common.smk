@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from gramprune.experiment import checks, resources
@@ -48,8 +49,25 @@ def one_of(names):
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
+def plain(path):
+    """A path as Snakemake can have it: one with braces, which it takes for wildcards, through a link without."""
+    parts = Path(path).parts
+    special = [place for place, part in enumerate(parts) if re.search("[{}<>]", part)]
+    if not special:
+        return path
+    until = special[-1] + 1
+    meant = Path(*parts[:until]).absolute()
+    name = f"{fingerprint.short(str(meant))}-{re.sub('[{}<>]', '_', meant.name)}"
+    link = Path(".snakemake/gramprune", name)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        with suppress(FileExistsError):  # another Snakemake's
+            link.symlink_to(meant)
+    return str(link.joinpath(*parts[until:]))
+
+
 pathvars:
-    results=SETTINGS.results,
+    results=plain(SETTINGS.results),
 
 
 wildcard_constraints:
@@ -203,7 +221,7 @@ def task_files(w):
     """A folder of task definitions: when it changes, what was made with it does."""
     folder = TASKS[w.tasks].include_path
     return (
-        sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
+        sorted(plain(str(path)) for path in Path(folder).rglob("*") if path.is_file())
         if folder
         else []
     )
@@ -222,7 +240,7 @@ def model_files(w):
     if model.kind != "folder":
         return []
     return sorted(
-        str(path) for path in Path(model.location).iterdir() if path.is_file()
+        plain(str(path)) for path in Path(model.location).iterdir() if path.is_file()
     )
 
 

@@ -22,7 +22,6 @@ rule fetch_model:
 rule demo_model:
     output:
         model="<results>/{model}/model.json",
-        folder=directory("<results>/{model}/model"),
     log:
         "<results>/logs/{model}/fetch_model.log",
     wildcard_constraints:
@@ -39,7 +38,9 @@ rule demo_model:
 
 rule fetch_data:
     input:
-        file=lambda w: DATASETS[w.dataset].path or [],
+        file=lambda w: (
+            plain(DATASETS[w.dataset].path) if DATASETS[w.dataset].path else []
+        ),
     output:
         data="<results>/data/{dataset}.parquet",
     log:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -113,6 +114,13 @@ def _check_inputs(chosen: Settings, results: Path, written_in: Iterable[Path | s
                 f"config: results: {chosen.results} lies in {folder} ({name}), which is only read; choose another."
             )
     texts = {f"datasets.{name}.path": text.path for name, text in chosen.datasets.items() if text.path}
+    sources = {f"model {model.name}": model.source for model in chosen.model}
+    for name, path in {"results": chosen.results, **sources, **folders, **texts}.items():
+        if (variable := re.search(r"\$\{?[A-Za-z_]\w*\}?", path)) and not os.path.lexists(path):
+            raise GrampruneError(
+                f"config: {name}: {variable[0]} in {path!r} stays as it is: variables are not read here; write out the "
+                "path, in which ~ may stand for your home folder."
+            )
     inputs = [*folders.items(), *texts.items(), *(("the configuration", str(path)) for path in written_in)]
     written = places.taken()["model"] | {model.name for model in chosen.model}
     for name, path in inputs:

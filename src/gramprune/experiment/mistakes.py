@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from gramprune.errors import suggest
-from gramprune.experiment.names import NAME, shown
+from gramprune.errors import shorter, suggest
+from gramprune.experiment.names import NAME
 from gramprune.experiment.options import METHODS, Section, names_of
 
 
@@ -25,19 +25,19 @@ def sentence(error: Any, whole: type[Section]) -> str:
     if kind == "extra_forbidden":
         parent, _, key = where.rpartition(".")
         allowed = _allowed_keys(whole, error["loc"][:-1])
-        return f"config: {parent + ': ' if parent else ''}there is no setting {shown(key)}; {suggest(key, allowed)}"
+        return f"config: {parent + ': ' if parent else ''}there is no setting {shorter(key)}; {suggest(key, allowed)}"
     if kind == "union_tag_invalid":
         allowed = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
         return f"config: {where}: there is no method {context['tag']!r}; {suggest(context['tag'], allowed)}"
     if kind == "union_tag_not_found":
-        return f"config: {where}: expected a method's name, or a mapping with `method`; found {shown(found)}."
+        return f"config: {where}: expected a method's name, or a mapping with `method`; found {shorter(found)}."
     if kind == "missing":
         return f"config: {where} is missing."
     if kind == "value_error":
         return f"config: {where + ': ' if where else ''}{str(context['error']).rstrip('.')}."
     if kind == "literal_error":
         allowed = [word.strip(" '") for word in re.split(r",| or ", context["expected"])]
-        return f"config: {where} is {shown(found)}; {suggest(str(found), allowed)}"
+        return f"config: {where} is {shorter(found)}; {suggest(str(found), allowed)}"
     expected = error["msg"].removeprefix("Input should be ")
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         expected = "a mapping with keys"
@@ -45,7 +45,8 @@ def sentence(error: Any, whole: type[Section]) -> str:
         expected = "letters without accents, digits, `.`, `_` and `-`, with a letter or digit first and no `.` last"
     elif kind == "string_type" and found is not None and not isinstance(found, list | dict):
         expected = f"text; put it in quotes, as YAML reads a {type(found).__name__} here"
-    return f"config: {where + ' is ' if where else ''}{shown(found)}; expected: {expected}."
+    said = "empty" if found is None else shorter(found)
+    return f"config: {where + ' is ' if where else ''}{said}; expected: {expected}."
 
 
 def _is_tag(key: Any, part: Any) -> bool:

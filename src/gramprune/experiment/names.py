@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any
+from typing import Annotated
 from unicodedata import category
 
 from pydantic import AfterValidator, Field
 
+from gramprune.errors import shorter
 from gramprune.storage.fingerprint import short
 
 NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?$"  # no dot at the end: some file systems drop it
@@ -23,12 +24,9 @@ def expanded(path: str) -> str:
     Raises ValueError for what cannot be a path.
     """
     if not path or any(category(character) in ("Cc", "Cs") for character in path):
-        raise ValueError(f"{shown(path)} is no path; give a folder or file")
-    variable = re.search(r"\$\{?([A-Za-z_]\w*)\}?", path)
-    if variable and (variable[1] in os.environ or not os.path.lexists(path)):
-        raise ValueError(f"{variable[0]} in {path!r} stays as it is: variables are not read here; write out the path")
+        raise ValueError(f"{shorter(path)} is no path; give a folder or file")
     if any(len(part.encode()) > 255 for part in path.split("/")):
-        raise ValueError(f"{shown(path)} has a part of more than 255 bytes, which no file system takes; shorten it")
+        raise ValueError(f"{shorter(path)} has a part of more than 255 bytes, which no file system takes; shorten it")
     found = os.path.expanduser(path)
     if found.startswith("~"):
         raise ValueError(f"there is no home folder {path.partition('/')[0]!r}; write out the path, or ./{path}")
@@ -54,9 +52,3 @@ def distinct(what: str, names: list[str], remedy: str) -> None:
             raise ValueError(f"{what}: two have the name {name!r}; {remedy}")
         if other != name:
             raise ValueError(f"{what}: {other!r} and {name!r} are one name on some file systems; {remedy}")
-
-
-def shown(value: Any) -> str:
-    """What was found in a place, for a sentence."""
-    text = "empty" if value is None else repr(value)
-    return text if len(text) <= 200 else f"{text[:100]} … ({len(text):,} characters)"
