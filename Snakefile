@@ -52,6 +52,7 @@ rule all:
 
 
 onstart:
+    lock_results()
     start_warm_process()
 
 

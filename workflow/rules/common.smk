@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gramprune.experiment import checks, resources
-from gramprune.storage import fingerprint
+from gramprune.storage import fingerprint, lock
 from gramprune.model import layout
 from gramprune import machine
 from gramprune.storage.fingerprint import canonical
@@ -99,6 +99,14 @@ def needs(stage, *more):
         lambda w: stage(LAYOUTS[w.model], SETTINGS, *(find(w) for find in more)),
         SETTINGS,
     )
+
+
+def lock_results():
+    """Nobody else writes into these results while jobs of ours do; to plan, or to look how far it is, all may."""
+    if any(
+        job.output or job.rule.name == "tidy" for job in workflow.dag.needrun_jobs()
+    ):
+        or_exit(lock.take, Path(SETTINGS.results))
 
 
 def start_warm_process():
