@@ -35,6 +35,8 @@ def or_exit(check, *arguments, **options):
         return check(*arguments, **options)
     except GrampruneError as error:
         sys.exit(f"gramprune: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
 if workflow.is_main_process and Quietness.PROGRESS in (
