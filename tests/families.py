@@ -31,6 +31,15 @@ CONFIGS = {
         model_type="mamba2", hidden_size=32, num_hidden_layers=3, state_size=8, vocab_size=160, num_heads=8,
         head_dim=8, expand=2, n_groups=2, chunk_size=16,
     ),
+    "gemma3_multimodal": dict(
+        model_type="gemma3",
+        text_config=dict(model_type="gemma3_text", sliding_window=8, **{**GROUPED, "tie_word_embeddings": True}),
+        vision_config=dict(
+            hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=28,
+            patch_size=14,
+        ),
+        mm_tokens_per_image=4,
+    ),
 }  # fmt: skip
 FUSED_EXPERTS = dict(model_type="mixtral", num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2, **WIDE)
 

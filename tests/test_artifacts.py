@@ -344,25 +344,3 @@ def test_settings_are_the_same_in_any_order():
     assert fingerprint.canonical({"a": 1, "b": [2, "ρ"]}) == fingerprint.canonical({"b": [2, "ρ"], "a": 1})
     assert fingerprint.canonical({"a": 1}) != fingerprint.canonical({"a": 1.5})
     assert fingerprint.short("ρ") == hashlib.sha256("ρ".encode()).hexdigest()[:8]
-
-
-def model_folder(folder: Path, seed: int, config: str = "{}") -> Path:
-    generator = torch.Generator().manual_seed(seed)
-    folder.mkdir()
-    save_file({"model.norm": torch.ones(8), "model.w": torch.rand(8, 8, generator=generator)}, folder / "m.safetensors")
-    (folder / "config.json").write_text(config)
-    return folder
-
-
-def test_the_model_digest_tells_trainings_and_configurations_of_one_architecture_apart(tmp_path):
-    one = fingerprint.model(model_folder(tmp_path / "one", 0))
-    assert one == fingerprint.model(model_folder(tmp_path / "copy", 0))
-    others = [model_folder(tmp_path / "trained", 1), model_folder(tmp_path / "changed", 0, '{"rope_theta": 1}')]
-    (model_folder(tmp_path / "tokens", 0) / "tokenizer.json").write_text("{}")
-    assert len({one, *map(fingerprint.model, [*others, tmp_path / "tokens"])}) == 4
-
-
-def test_a_folder_without_safetensors_is_no_model(tmp_path):
-    with pytest.raises(GrampruneError) as error:
-        fingerprint.model(tmp_path)
-    assert_sentence(error, tmp_path)

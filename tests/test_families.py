@@ -78,10 +78,10 @@ def test_the_layout_from_config_alone_names_the_linears_that_are_pruned(model, t
     assert len(found["blocks"]) == len(entered) == 3
     with safe_open(sorted(model.glob("*.safetensors"))[0], "pt") as file:
         assert file.keys()
-    blocks, weights = open_blocks(model)
+    blocks, keys = open_blocks(model)
     for index, block in enumerate(found["blocks"]):
         for name, linear in block["linears"].items():
-            shape = weights.shape(weights.key_of(f"{blocks.prefix}.{index}.{name}.weight"))
+            shape = keys.weights.shape(keys.keys(f"{blocks.prefix}.{index}.{name}.weight")[0])
             assert sorted(shape) == sorted((linear["rows"], linear["columns"]))
 
 

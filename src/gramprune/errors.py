@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake, and the sentence that names the nearest right word."""
+"""The one exception that stands for a user's mistake, and what its sentences are made from."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -21,3 +21,10 @@ def shorter(value: object) -> str:
     """What was found somewhere, for a sentence: not all of it where it is long."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:100]} … ({len(text):,} characters)"
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, as one sentence: its first line, or else its name."""
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = f"{first} {others[0]}" if first.endswith(":") and others else first
+    return line if line.endswith(".") else f"{line}."

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from gramprune.experiment import checks, resources
 from gramprune.storage import fingerprint, lock
+from gramprune.model import folder as model_folder
 from gramprune.model import layout
 from gramprune import machine
 from gramprune.storage.fingerprint import canonical
@@ -64,6 +65,11 @@ def plain(path):
         with suppress(FileExistsError):  # another Snakemake's
             link.symlink_to(meant)
     return str(link.joinpath(*parts[until:]))
+
+
+# Links are made now: Snakemake looks at what there is once, before it asks the functions below.
+for path in SETTINGS.inputs.values():
+    plain(path)
 
 
 pathvars:
@@ -247,9 +253,7 @@ def model_files(w):
     model = MODELS[w.model]
     if model.kind != "folder":
         return []
-    return sorted(
-        plain(str(path)) for path in Path(model.location).iterdir() if path.is_file()
-    )
+    return [plain(str(path)) for path in model_folder.files(Path(model.location))]
 
 
 def every_run():

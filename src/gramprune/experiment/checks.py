@@ -13,12 +13,13 @@ from typing import Any
 
 from gramprune.errors import GrampruneError, suggest
 from gramprune.evaluation import zeroshot
-from gramprune.experiment import places, settings
+from gramprune.experiment import outputs, settings
 from gramprune.experiment.settings import Settings
-from gramprune.model import layout
+from gramprune.model import inspect, layout
+from gramprune.model import source as model_source
 from gramprune.model.layout import selected
 from gramprune.storage import files
-from gramprune.text import sources
+from gramprune.text import demo
 
 
 def check(
@@ -34,19 +35,24 @@ def check(
     check_results(chosen, written_in)
     layouts = {}
     for model in chosen.model:
-        source = [model.kind, model.location, model.revision]
+        described = [model.kind, model.location, model.revision]
         path = Path(chosen.results, model.name, "layout.json")
-        found = layout.cached(path, source, lambda source=source: sources.model_config(*source))
+        found = layout.cached(path, described, lambda described=described: model_config(*described))
         check_model(found, model.name, chosen)
         layouts[model.name] = found
         if model.kind == "folder" and not planning:
-            sources.check_folder(model.location)
+            inspect.once(Path(model.location), found, path)
     for place, entry in enumerate(chosen.evaluation.tasks):
         check_include_path(entry.include_path, place)
         zeroshot.folders(entry.tasks, entry.include_path, zeroshot.place(chosen.results), f"evaluation.tasks[{place}]")
     if not planning:
         check_texts(chosen)
     return chosen, layouts
+
+
+def model_config(kind: str, source: str, revision: str | None) -> dict[str, Any]:
+    """A model's config.json. Raises GrampruneError if it cannot be had."""
+    return demo.config() if kind == "demo" else model_source.config(kind, source, revision)
 
 
 def check_model(found: dict[str, Any], model: str, chosen: Settings) -> None:
@@ -105,26 +111,20 @@ def check_results(chosen: Settings, written_in: Iterable[Path | str] = ()) -> No
 
 def _check_inputs(chosen: Settings, results: Path, written_in: Iterable[Path | str]) -> None:
     """Raises GrampruneError for something of the user's where outputs are written, and for the other way round."""
-    folders = {f"model {model.name}": model.location for model in chosen.model if model.kind == "folder"}
-    for place, entry in enumerate(chosen.evaluation.tasks):
-        folders |= {f"evaluation.tasks[{place}].include_path": entry.include_path} if entry.include_path else {}
-    for name, folder in folders.items():
-        if Path(folder).resolve() in (results, *results.parents):
-            raise GrampruneError(
-                f"config: results: {chosen.results} lies in {folder} ({name}), which is only read; choose another."
-            )
-    texts = {f"datasets.{name}.path": text.path for name, text in chosen.datasets.items() if text.path}
     sources = {f"model {model.name}": model.source for model in chosen.model}
-    for name, path in {"results": chosen.results, **sources, **folders, **texts}.items():
+    for name, path in {"results": chosen.results, **sources, **chosen.inputs}.items():
         if (variable := re.search(r"\$\{?[A-Za-z_]\w*\}?", path)) and not os.path.lexists(path):
             raise GrampruneError(
                 f"config: {name}: {variable[0]} in {path!r} stays as it is: variables are not read here; write out the "
                 "path, in which ~ may stand for your home folder."
             )
-    inputs = [*folders.items(), *texts.items(), *(("the configuration", str(path)) for path in written_in)]
-    written = places.taken()["model"] | {model.name for model in chosen.model}
-    for name, path in inputs:
+    written = outputs.taken()["model"] | {model.name for model in chosen.model}
+    for name, path in [*chosen.inputs.items(), *(("the configuration", str(path)) for path in written_in)]:
         real = Path(path).resolve()
+        if real in (results, *results.parents):
+            raise GrampruneError(
+                f"config: results: {chosen.results} lies in {path} ({name}), which is only read; choose another."
+            )
         if results in real.parents and real.relative_to(results).parts[0] in written:
             raise GrampruneError(
                 f"config: results: {chosen.results} would be written over {path} ({name}); choose another folder of "
@@ -137,7 +137,7 @@ def _claim(chosen: Settings, results: Path) -> None:
 
     models = [model.name for model in chosen.model]
     known = results.is_dir() and any(_is_layout(path) for path in results.glob("*/layout.json"))
-    files.claim(results, () if known else {*places.taken()["model"], *models})  # the mark may be lost by copying
+    files.claim(results, () if known else {*outputs.taken()["model"], *models})  # the mark may be lost by copying
     for place in (results / name for name in models):
         ours = any(os.path.lexists(place / name) for name in ("layout.json", "model.json"))
         if os.path.lexists(place) and not ours and not (place.is_dir() and not any(place.iterdir())):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gramprune import machine
 from gramprune.errors import GrampruneError
-from gramprune.experiment import places
+from gramprune.experiment import outputs
 from gramprune.storage import files
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def times(results: Path, jobs: dict[Key, Job]) -> dict[Key, Measured]:
     """The jobs that have been done, and what they took."""
     found = {}
     for key in jobs:
-        path = results / "logs" / f"{places.stem(key)}.json"
+        path = results / "logs" / f"{outputs.stem(key)}.json"
         if path.exists() and (taken := _read(path)):
             found[key] = taken
     return found

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gramprune.errors import GrampruneError, suggest
-from gramprune.experiment import mistakes, places
+from gramprune.experiment import mistakes, outputs
 from gramprune.experiment.names import Name, Place, distinct, slug
 from gramprune.experiment.options import (
     AS_TEXT,
@@ -386,7 +386,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        ours, taken = "a file or folder of ours", places.taken()
+        ours, taken = "a file or folder of ours", outputs.taken()
         for what, names, others, kind in (
             ("model", [model.name for model in self.model], taken["model"], ours),
             ("runs", [run.name for run in self.runs], taken["run"], ours),
@@ -412,6 +412,15 @@ class Settings(Section):
         uses = [("calibration.dataset", self.calibration.dataset)]
         texts = self.evaluation.perplexity.datasets
         return uses + [("evaluation.perplexity.datasets", text.dataset) for text in texts]
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Files and folders of the user's that are read, by their settings."""
+        found = {f"model {model.name}": model.location for model in self.model if model.kind == "folder"}
+        found |= {f"datasets.{name}.path": text.path for name, text in self.datasets.items() if text.path}
+        for place, entry in enumerate(self.evaluation.tasks):
+            found |= {f"evaluation.tasks[{place}].include_path": entry.include_path} if entry.include_path else {}
+        return found
 
     @property
     def token_settings(self) -> dict[str, Any]:

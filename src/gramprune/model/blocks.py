@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gramprune.errors import GrampruneError
-from gramprune.model.checkpoint import Weights
-from gramprune.pruning.numerics import finite
+from gramprune.model.folder import Weights
+from gramprune.model.keys import Keys
+from gramprune.model.loading import compute_dtype, empty_model, parse_config
 
 Source = Callable[[str, Tensor], Tensor | None]
 """(name in the model, the tensor without values) -> its values on the CPU, None where there are none."""
@@ -30,25 +30,28 @@ Source = Callable[[str, Tensor], Tensor | None]
 class Blocks:
     """A model without weights, and the means to execute one of its blocks.
 
-    config: as transformers loads it. dtype: of parameters and forward passes. source: where values come from.
+    model: as `empty_model` makes it. source: where values come from.
     Raises GrampruneError if the blocks cannot be found or have parts that cannot be pruned yet.
     """
 
-    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, source: Source, device: str = "cpu"):
-        with init_empty_weights(include_buffers=False):
-            whole = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-        self.model = whole.base_model  # what feeds the blocks; the head is never needed
+    def __init__(self, model: PreTrainedModel, source: Source, device: str = "cpu"):
+        whole, config = model, model.config
+        nested = config.get_text_config() is not config  # a language model with others around it
+        self.model = whole.get_decoder() if nested else whole.base_model  # what feeds the blocks; no head is needed
         prefix = next(name for name, module in whole.named_modules() if module is self.model)
         path, self._list = _find_blocks(self.model, config)
         self.prefix = f"{prefix}.{path}" if prefix else path
         """Name of the list of blocks in the model: the parameters of block 3 start with `{prefix}.3.`"""
-        self.dtype, self.device, self._source = dtype, device, source
+        self.dtype, self.device, self._source = whole.dtype, device, source
         self._blocks = list(self._list)
         _refuse_fused(self._blocks, config)
-        everything, base, inside = map(_parameters, (whole, self.model, self._list))
-        tied = config.get_text_config().tie_word_embeddings
-        self.sizes = {"outside": base - inside, "head": 0 if tied else everything - base}
-        """Numbers of parameters that are in no block; a head that is tied to the embeddings has none of its own."""
+        _refuse_shared(whole, self.prefix)
+        base, inside = _parameters(self.model), _parameters(self._list)
+        tied = getattr(whole, "all_tied_weights_keys", {})  # each is another parameter, once more
+        everything = sum(parameter.numel() for name, parameter in whole.named_parameters() if name not in tied)
+        self.width: int = config.get_text_config().hidden_size
+        self.sizes = {"outside": base - inside, "head": everything - base}
+        """Numbers of parameters that are in no block; `head` is all that does not feed the blocks and is not tied."""
         self._members: int | None = None  # of what a block returns: 0 for a tensor, else the tuple's length
         self._loaded: nn.Module | None = None
         for index, block in enumerate(self._blocks):
@@ -75,7 +78,8 @@ class Blocks:
             self._fill(block, f"{self.prefix}.{index}.", replace)
             block.to(self.device)
             self._list[index] = self._loaded = block
-            self._learn_members()
+            if index:  # the stubs before it must know; those after it learn from its first pass
+                self._learn_members()
             yield block
         finally:
             self._list[index], self._loaded = stub, None
@@ -99,6 +103,7 @@ class Blocks:
         def leave(module: nn.Module, args: tuple, output: Any) -> None:
             nonlocal left
             left = output[0] if isinstance(output, tuple) else output
+            self._members = len(output) if isinstance(output, tuple) else 0
 
         hooks = [
             self._loaded.register_forward_pre_hook(enter, with_kwargs=True),
@@ -114,14 +119,7 @@ class Blocks:
     def _learn_members(self) -> None:
         """Find out from the first loaded block whether blocks return a tensor or a tuple; stubs do the same."""
         if self._members is None:
-            hook = self._loaded.register_forward_hook(self._note_members)
-            try:
-                self.forward(torch.zeros(1, 2, dtype=torch.int64))
-            finally:
-                hook.remove()
-
-    def _note_members(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self._members = len(output) if isinstance(output, tuple) else 0
+            self.forward(torch.zeros(1, 2, dtype=torch.int64))
 
     def _fill(self, module: nn.Module, prefix: str, replace: Callable[[str], Tensor | None] | None = None) -> None:
         """Give a module's parameters their values, and its buffers those that the checkpoint has."""
@@ -143,8 +141,6 @@ class Blocks:
                 raise GrampruneError(
                     f"{prefix}{name} is {list(values.shape)} in the checkpoint, {list(tensor.shape)} by config.json."
                 )
-            if not finite(values):
-                raise GrampruneError(f"{prefix}{name}: the dense model's weights hold NaN or infinite values.")
             _put(module, name, values.to(self.dtype) if tensor.is_meta else values.to(tensor.dtype))
 
 
@@ -170,41 +166,12 @@ class _Skip(nn.Module):
         return (hidden_states, *[None] * (members - 1)) if members else hidden_states
 
 
-def open_blocks(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> tuple[Blocks, Weights]:
-    """The blocks of a checkpoint folder, and its tensors. dtype: "auto" is the checkpoint's own."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    weights = Weights(folder)
-
-    def source(name: str, tensor: Tensor) -> Tensor | None:
-        key = weights.key_of(name)
-        return None if key is None else weights.read(key)
-
-    return Blocks(config, compute_dtype(dtype, config, weights), source, device), weights
-
-
-def open_model(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> tuple[nn.Module, Any, str]:
-    """The whole model of a checkpoint folder, to be evaluated, its tokenizer, and the dtype that "auto" was."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    chosen = compute_dtype(dtype, config, Weights(folder))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, local_files_only=True)
-    return model.to(device).eval(), open_tokenizer(folder), str(chosen).removeprefix("torch.")
-
-
-def open_tokenizer(folder: Path | str) -> Any:
-    """A checkpoint folder's tokenizer. It takes texts of any length: we cut, so no warning is due."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    tokenizer.model_max_length = 10**9
-    return tokenizer
-
-
-def compute_dtype(dtype: str, config: PreTrainedConfig, weights: Weights) -> torch.dtype:
-    """ "auto" is what config.json says, or else what most of the first matrices have, as transformers does."""
-    if dtype != "auto":
-        return getattr(torch, dtype)
-    stated = config.get_text_config().dtype
-    if stated is None:
-        return weights.first_dtype()
-    return stated if isinstance(stated, torch.dtype) else getattr(torch, stated)
+def open_blocks(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> tuple[Blocks, Keys]:
+    """The blocks of a checkpoint folder, and its parameters. dtype: "auto" is the checkpoint's own."""
+    config, weights = parse_config(folder), Weights(folder)
+    model = empty_model(config, compute_dtype(dtype, config, weights))
+    keys = Keys(model, weights)
+    return Blocks(model, keys.read, device), keys
 
 
 def linears(block: nn.Module) -> dict[str, nn.Module]:
@@ -215,6 +182,11 @@ def linears(block: nn.Module) -> dict[str, nn.Module]:
 def is_transposed(linear: nn.Module) -> bool:
     """Whether the stored weight is (in, out)."""
     return isinstance(linear, Conv1D)
+
+
+def weight_of(linear: nn.Module) -> Tensor:
+    """A linear's weight as (out, in)."""
+    return linear.weight.T if is_transposed(linear) else linear.weight
 
 
 @contextmanager
@@ -260,6 +232,22 @@ def _refuse_fused(blocks: list[nn.Module], config: PreTrainedConfig) -> None:
                     f"model type {config.model_type}: block {index} fuses its experts into {name}.{fused[0]}; "
                     "mixture-of-experts models cannot be pruned yet."
                 )
+
+
+def _refuse_shared(model: PreTrainedModel, prefix: str) -> None:
+    """Raises GrampruneError for parameters that several blocks share, tied by name or the same by identity."""
+    shared = [(name, source) for name, source in getattr(model, "all_tied_weights_keys", {}).items()]
+    owners: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = owners.setdefault(id(parameter), name)
+        shared += [(name, first)] if first != name else []
+    for name, other in shared:
+        places = [one.removeprefix(f"{prefix}.").partition(".")[0] for one in (name, other) if one.startswith(prefix)]
+        if len(set(places)) > 1:
+            raise GrampruneError(
+                f"model type {model.config.model_type}: the blocks {places[1]} and {places[0]} share {name}; models "
+                "whose blocks share parameters cannot be pruned yet."
+            )
 
 
 def _parameters(module: nn.Module) -> int:

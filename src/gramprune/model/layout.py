@@ -1,8 +1,8 @@
 """What would be pruned: the linears of every block, found from a model's config.json alone.
 
-The model is built without weights; one block of each kind runs on zeros for a few tokens, which tells which linears
-are called as modules, and which of them see the same input and so share a Gram matrix. Costs a second or two and no
-noticeable memory (untouched zero pages), for a model of any size.
+The model is built without weights; one block of each kind works on a few tokens with made-up values, which tells
+whether it can, which linears are called as modules, and which of them see the same input and so share a Gram matrix.
+Costs a second or two, and the memory of one matrix, for a model of any size.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from gramprune.errors import GrampruneError
+from gramprune.errors import GrampruneError, first_line, suggest
 from gramprune.storage import files, fingerprint
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+LARGEST = {"num_hidden_layers": 2000, "hidden_size": 2**18, "intermediate_size": 2**21, "vocab_size": 2**23}
+"""Sizes that are taken; those of real models are far below."""
 
 
 def cached(path: Path, source: list[str | None], fetch: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -43,75 +47,171 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
     """Blocks, their linears and the context length of the model that a config.json describes.
 
     `blocks[i]["linears"]` maps a linear's name to `rows`, `columns` and `input`, the first linear with the same input;
-    `blocks[i]["unseen"]` lists linears whose weight is read without calling the module: they stay dense. Besides: the
-    number of `parameters` of every block, `outside` the blocks and of the `head` where it is not tied; hidden `width`,
-    `vocabulary` and `dtype`.
-    Raises GrampruneError for architectures that cannot be pruned.
+    `blocks[i]["dense"]` maps the other matrices, such as those that are read without calling a module, to their sizes:
+    they stay as they are. Besides: the number of `parameters` of every block, `outside` the blocks and of the `head`
+    where it is not tied; hidden `width`, `vocabulary`, `dtype`, and the blocks' `prefix` in parameters' names.
+    Raises GrampruneError for a config that describes no model, and for architectures that cannot be pruned.
     """
     import torch
 
-    from gramprune.model.blocks import Blocks, inputs_of, is_transposed, linears, shared_inputs
+    from gramprune.model.blocks import Blocks
+    from gramprune.model.loading import empty_model, stated_dtype, unknown
 
+    refuse_quantised(config)
+    refuse_dtype(config)
     try:
         parsed = _parse(config)
-        dtype = torch.bfloat16
-        blocks = Blocks(parsed, dtype, lambda name, like: torch.zeros(like.shape, dtype=dtype))
-    except (KeyError, ValueError, TypeError) as error:
-        reason = str(error).split(" Should contain")[0].splitlines()[0]
-        raise GrampruneError(
-            f"config.json (model_type {config.get('model_type')!r}) is not a causal language model that the installed "
-            f"transformers knows: {reason}"
-        ) from error
+        text, dtype = parsed.get_text_config(), stated_dtype(parsed)
+        _refuse_absurd(text)
+        blocks = Blocks(empty_model(parsed, torch.float32), _made_up)
+    except GrampruneError:
+        raise
+    except Exception as error:  # of a dozen kinds, by family and by what is wrong
+        raise GrampruneError(unknown(config, error)) from error
     kinds: dict[str, dict[str, Any]] = {}
     described = []
     for index in range(len(blocks)):
-        shapes = {n: (*m.weight.shape, is_transposed(m)) for n, m in linears(blocks[index]).items()}
-        kind = f"{type(blocks[index]).__name__} {shapes}"
+        kind = _kind(blocks[index])
         if kind not in kinds:
-            with blocks.loaded(index) as block, inputs_of(linears(block)) as inputs:
-                blocks.forward(torch.zeros(1, 4, dtype=torch.int64))
-            first = shared_inputs(inputs)
-            kinds[kind] = {
-                "linears": {
-                    name: {"rows": rows, "columns": columns, "input": first[name]}
-                    for name, (a, b, transposed) in shapes.items()
-                    if name in first
-                    for rows, columns in [(b, a) if transposed else (a, b)]
-                },
-                "unseen": sorted(shapes.keys() - first.keys()),
-                "parameters": sum(p.numel() for p in blocks[index].parameters()),
-            }
+            try:
+                kinds[kind] = _tried(blocks, index)
+            except GrampruneError:
+                raise
+            except Exception as error:  # whatever its code does
+                raise GrampruneError(
+                    f"model type {config['model_type']}: block {index} cannot be executed by itself "
+                    f"({type(error).__name__}: {first_line(error)[:-1]}): it needs more than hidden states from the "
+                    "blocks before it, or config.json is wrong; this architecture cannot be pruned yet."
+                ) from error
         described.append(kinds[kind])
-    text = parsed.get_text_config()
     return {
         "model_type": config["model_type"],
         "context": getattr(text, "max_position_embeddings", None),
-        "dtype": str(text.dtype or "float32").removeprefix("torch."),
+        "dtype": str(dtype or "float32").removeprefix("torch."),
         "width": text.hidden_size,
         "vocabulary": text.vocab_size,
+        "prefix": blocks.prefix,
         **blocks.sizes,
         "blocks": described,
     }
 
 
+def refuse_quantised(config: dict[str, Any]) -> None:
+    """Raises GrampruneError for a config.json that says that the weights are quantised, however."""
+    for part in (config, config.get("text_config"), config.get("llm_config")):
+        for key in ("quantization_config", "compression_config"):
+            found = part.get(key) if isinstance(part, dict) else None
+            if found:
+                how = found.get("quant_method") if isinstance(found, dict) else None
+                raise GrampruneError(
+                    f"config.json: {key} says that the weights are quantised ({how or 'by an unnamed method'}); "
+                    "pruning needs a checkpoint in 16 or 32 bits: give the one that it was quantised from."
+                )
+
+
+def refuse_dtype(config: dict[str, Any]) -> None:
+    """Raises GrampruneError for a dtype in config.json that weights cannot have."""
+    for part in (config, config.get("text_config")):
+        stated = (part.get("dtype") or part.get("torch_dtype")) if isinstance(part, dict) else None
+        if stated and str(stated).removeprefix("torch.") not in DTYPES:
+            raise GrampruneError(f"config.json: the dtype is {stated!r}; {suggest(str(stated), DTYPES)}")
+
+
+def _refuse_absurd(text: Any) -> None:
+    """Raises GrampruneError for sizes that no model has: what is made of them would take all of the memory."""
+    for name, most in LARGEST.items():
+        found = getattr(text, name, 1)
+        if isinstance(found, int) and not 0 < found <= most:
+            raise GrampruneError(f"config.json: {name} is {found:,}; expected a number from 1 to {most:,}.")
+
+
+def _made_up(name: str, like: Any) -> Any:
+    """Values to try a block with, of any shape in next to no memory: each row is the one before, moved by a place."""
+    import torch
+
+    generator = torch.Generator().manual_seed(len(name))
+    if like.ndim < 2:
+        return torch.rand(like.shape, generator=generator) + 0.5
+    line = torch.rand(sum(like.shape) - like.ndim + 1, generator=generator) - 0.5
+    return torch.as_strided(line / like.shape[-1] ** 0.5, like.shape, (1,) * like.ndim)
+
+
+def _kind(block: Any) -> str:
+    """Blocks of one kind have the same code, shapes and switches."""
+    shapes = {name: list(parameter.shape) for name, parameter in block.named_parameters()}
+    switches = {
+        f"{path}.{name}": value
+        for path, module in block.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, (bool, str)) and name != "training"
+    }
+    return f"{type(block).__name__} {shapes} {switches}"
+
+
+def _tried(blocks: Any, index: int) -> dict[str, Any]:
+    """What a block consists of, seen while it works on a few tokens; raises whatever it raises.
+
+    Two sequences that differ in their last token must give the same before it: else the model is no language model.
+    """
+    import torch
+
+    from gramprune.model.blocks import inputs_of, is_transposed, linears, shared_inputs
+
+    found = linears(blocks[index])
+    sizes = {name: parameter.numel() for name, parameter in blocks[index].named_parameters()}
+    matrices = [name for name, parameter in blocks[index].named_parameters() if parameter.ndim > 1]
+    hidden = torch.randn(2, 6, blocks.width, generator=torch.Generator().manual_seed(0))
+    hidden[1, :-1] = hidden[0, :-1]
+    with blocks.loaded(index) as block, inputs_of(linears(block)) as inputs:
+        _, left = blocks.forward(torch.zeros(2, 6, dtype=torch.int64), hidden)
+    one, other = left[:, :-1].nan_to_num()
+    if not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max())):
+        raise GrampruneError(
+            f"model type {blocks.model.config.model_type}: in block {index} a later token changes what earlier "
+            "ones give, as in an encoder: it is not a causal language model; give a model that continues text."
+        )
+    first = shared_inputs(inputs)
+    shapes = {
+        name: tuple(module.weight.shape[::-1] if is_transposed(module) else module.weight.shape)
+        for name, module in found.items()
+        if name in first
+    }
+    return {
+        "linears": {n: {"rows": rows, "columns": columns, "input": first[n]} for n, (rows, columns) in shapes.items()},
+        "dense": {name: sizes[name] for name in matrices if name.removesuffix(".weight") not in first},
+        "parameters": sum(sizes.values()),
+    }
+
+
 def summary(layout: dict[str, Any], exclude: list[str]) -> str:
-    """What will be pruned, in a line."""
-    sizes = []
+    """What will be pruned, in a line: how many weights, which share of the blocks, and what stays dense."""
+    pruned, count = 0, 0
+    dense: dict[str, int] = {}
     for block in layout["blocks"]:
-        chosen = [block["linears"][name] for name in selected(block["linears"], exclude)]
-        sizes += [linear["rows"] * linear["columns"] for linear in chosen]
-    unseen = sorted({name for block in layout["blocks"] for name in block["unseen"]})
-    dense = f"; left dense, as they are never called: {', '.join(unseen)}" if unseen else ""
-    return f"{len(layout['blocks'])} blocks, {len(sizes)} linears with {sum(sizes):,} weights are pruned{dense}."
+        chosen = selected(block["linears"], exclude)
+        pruned += sum(block["linears"][name]["rows"] * block["linears"][name]["columns"] for name in chosen)
+        count += len(chosen)
+        left = {n: s["rows"] * s["columns"] for n, s in block["linears"].items() if n not in chosen} | block["dense"]
+        for name, size in left.items():
+            dense[name] = dense.get(name, 0) + size
+    everything = sum(block["parameters"] for block in layout["blocks"])
+    shares = ", ".join(f"{name} ({size / everything:.1%})" for name, size in dense.items())
+    left_dense = f"; matrices that stay dense: {shares}" if shares else ""
+    return (
+        f"{len(layout['blocks'])} blocks, {count} linears with {pruned:,} weights are pruned, "
+        f"{pruned / everything:.1%} of the blocks' parameters{left_dense}."
+    )
 
 
 def _parse(config: dict[str, Any]) -> Any:
     """The config as transformers reads it from a file, which decodes what JSON cannot say."""
     from transformers import AutoConfig
 
+    from gramprune.model.loading import LOCAL
+
     with TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, **LOCAL)
 
 
 def selected(linears: Iterable[str], exclude: list[str]) -> list[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from gramprune.errors import GrampruneError
-from gramprune.model.checkpoint import Weights, pruned_copy
+from gramprune.model.checkpoint import pruned_copy
+from gramprune.model.folder import Weights
 from gramprune.pruning.sparsity import Pattern
 from gramprune.stages.fetch import manifest_of
 from gramprune.stages.pruned import pruned_linear
@@ -56,27 +60,27 @@ def assemble(
 
 
 def _stored(blocks: list[Artifact], dense: Weights) -> Iterator[tuple[str, Tensor]]:
-    """Key and pruned values, in the orientation of the file, one matrix at a time."""
+    """Place and pruned values, in the orientation of the file, one matrix at a time."""
     for block in blocks:
         for name, linear in block.provenance["linears"].items():
             new, _ = pruned_linear(block, dense, name)
-            yield linear["key"], new.T if linear["transposed"] else new
+            yield linear["place"], new.T if linear["transposed"] else new
 
 
 def check_zeros(folder: Path, blocks: list[Artifact], dense: Weights, pattern: Pattern) -> list[dict[str, Any]]:
     """Count the zeros of every pruned matrix in the files of `folder`, in the stored dtype.
 
     Zero must be what the mask prunes, which must be exactly the pattern. A kept weight may be zero too, if it was in
-    the dense model or the update made it so: `kept_zeros` counts them. Raises GrampruneError otherwise.
+    the dense model or the update made it so: `kept_zeros` counts them. Raises GrampruneError otherwise. The files are
+    found and read here without what wrote them: by the package safetensors, from where transformers would load.
     """
-    written = Weights(folder)
     counted = []
     for index, block in enumerate(blocks):
         for name, linear in block.provenance["linears"].items():
             expected, mask = pruned_linear(block, dense, name)
             where = f"block {index}, {name}"
             pattern.check_mask(mask, where)
-            found = written.read(linear["key"])
+            found = torch.cat([_loaded(folder, key)[start:stop][::step] for key, start, stop, step in linear["place"]])
             found = found.T if linear["transposed"] else found
             if (found[~mask] != 0).any() or ((found == 0) != (expected == 0)).any():
                 raise GrampruneError(
@@ -89,10 +93,18 @@ def check_zeros(folder: Path, blocks: list[Artifact], dense: Weights, pattern: P
                 {
                     "block": index,
                     "linear": name,
-                    "key": linear["key"],
+                    "keys": list(dict.fromkeys(key for key, *_ in linear["place"])),
                     "weights": found.numel(),
                     "zeros": zeros,
                     "kept_zeros": zeros - pruned,
                 }
             )
     return counted
+
+
+def _loaded(folder: Path, key: str) -> Any:
+    """A stored tensor, to be sliced, out of the file that transformers would take it from."""
+    name = "model.safetensors"
+    if not (folder / name).exists():
+        name = json.loads((folder / f"{name}.index.json").read_text())["weight_map"][key]
+    return safe_open(folder / name, "pt").get_slice(key)

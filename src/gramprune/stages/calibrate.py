@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gramprune.model.blocks import open_tokenizer
+from gramprune.model.loading import open_tokenizer
 from gramprune.stages.fetch import manifest_of
 from gramprune.storage import artifacts
 from gramprune.text import sources

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from gramprune import machine
 from gramprune.errors import GrampruneError
-from gramprune.model.blocks import Blocks, inputs_of, is_transposed, linears, open_blocks, shared_inputs
-from gramprune.model.checkpoint import Weights
+from gramprune.model.blocks import Blocks, inputs_of, is_transposed, linears, open_blocks, shared_inputs, weight_of
+from gramprune.model.keys import Keys
 from gramprune.model.layout import selected
 from gramprune.progress import progress
 from gramprune.pruning.gram import accumulate
 from gramprune.pruning.numerics import finite
 from gramprune.stages.fetch import manifest_of
-from gramprune.stages.pruned import pruned_linear, write_metrics
+from gramprune.stages.pruned import dense_linear, pruned_linear, write_metrics
 from gramprune.storage import artifacts
 from gramprune.storage.artifacts import Artifact
 
@@ -66,12 +66,12 @@ def capture(
         parents["weights"] = artifacts.read(weights, model=fingerprint, block=block - 1)
     about = {"model": fingerprint, "block": block, "batch_size": batch_size, "device": device}
     about |= {"trail": trail, "calibration": parents["tokens"].digest}
-    blocks, checkpoint = open_blocks(manifest["folder"], settings["dtype"], device)
+    blocks, keys = open_blocks(manifest["folder"], settings["dtype"], device)
 
     def pruned(name: str) -> Tensor | None:
         if weights is None or name not in parents["weights"].provenance["linears"]:
             return None
-        return pruned_linear(parents["weights"], checkpoint, name)[0]
+        return pruned_linear(parents["weights"], keys.weights, name)[0]
 
     with blocks.loaded(block if before is None else block - 1, pruned):
         passes = _passes(blocks, parents["tokens"], parents.get("before"), batch_size, f"inputs of block {block}")
@@ -90,13 +90,15 @@ def capture(
         described = {
             name: {
                 "gram": shares[name],
-                "key": _key(checkpoint, f"{blocks.prefix}.{block}.{name}.weight"),
+                "place": keys.place(f"{blocks.prefix}.{block}.{name}.weight"),
                 "transposed": is_transposed(linear),
-                "shape": list(linear.weight.T.shape if is_transposed(linear) else linear.weight.shape),
+                "shape": list(weight_of(linear).shape),
             }
             for name, linear in watched.items()
             if name in shares
         }
+        for name, linear in described.items():
+            _check_place(linear, keys, weight_of(watched[name]), f"block {block}, {name}")
     counted = math.prod(parents["tokens"].shape("tokens"))
     unseen = sorted(watched.keys() - shares.keys())
     if unseen:
@@ -200,8 +202,13 @@ def _add(
     kept[f"{name}.sum"] = kept.get(f"{name}.sum", 0) + total
 
 
-def _key(checkpoint: Weights, parameter: str) -> str:
-    """The checkpoint's key of a parameter that `open_blocks` has found there."""
-    key = checkpoint.key_of(parameter)
-    assert key is not None
-    return key
+def _check_place(linear: dict[str, Any], keys: Keys, used: Tensor, where: str) -> None:
+    """Raises GrampruneError if what the stages behind this one will read is not the weight that the block has used.
+
+    used: (out, in) in the dtype of forward passes.
+    """
+    if not torch.equal(dense_linear(linear, keys.weights).to(used.device, used.dtype), used):
+        raise GrampruneError(
+            f"{where}: what {keys.weights.folder} holds at {linear['place'][0][0]} is not the weight that the model "
+            "works with: transformers converts it in a way that is not supported; save it once with save_pretrained."
+        )

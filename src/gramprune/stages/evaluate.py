@@ -10,7 +10,7 @@ from typing import Any
 from gramprune import machine
 from gramprune.evaluation.perplexity import perplexity, windows
 from gramprune.evaluation.record import write_evaluation
-from gramprune.model.blocks import open_model
+from gramprune.model.loading import open_model
 from gramprune.stages.fetch import manifest_of
 from gramprune.text import sources
 

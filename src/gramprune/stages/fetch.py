@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from gramprune.errors import GrampruneError
+from gramprune.model import source
+from gramprune.model.folder import fingerprint, read_config
 from gramprune.storage import files
 from gramprune.text import sources
 
+log = logging.getLogger(__name__)
+
 
 def fetch_model(manifest: Path, folder: Path, settings: dict[str, Any], code: str) -> str:
-    """Write the model's manifest: folder, source, exact revision, fingerprint.
+    """Have a model's files on this machine, and write its manifest: folder, source, exact revision, fingerprint.
 
-    settings: kind, source, revision. folder: where a demo model is trained into.
+    demo: trained into `folder`. hub: into the hub's cache, and checked. folder: used where it lies, as planning
+    checked it.
+    settings: kind, source, revision.
     """
-    found = sources.fetch_model(settings["kind"], settings["source"], settings["revision"], Path(folder))
+    found = dict(settings)
+    if settings["kind"] == "demo":
+        from gramprune.text import demo
+
+        with files.atomic_folder(Path(folder)) as part:
+            found["training"] = demo.train(part, report=log.info)
+    elif settings["kind"] == "hub":
+        from gramprune.model import inspect, layout
+
+        folder = source.fetch(settings["source"], settings["revision"])
+        found["revision"] = folder.name
+        inspect.check(folder, layout.describe(read_config(folder)))
+    else:
+        folder = Path(settings["source"])
+    found |= {"folder": str(folder), "fingerprint": fingerprint(Path(folder))}
     files.write_json(manifest, {**found, "settings": settings, "code": code})
     return f"{found['folder']}, fingerprint {found['fingerprint']}"
 

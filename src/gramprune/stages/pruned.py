@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gramprune import machine
 from gramprune.errors import GrampruneError
-from gramprune.model.checkpoint import Weights
+from gramprune.model import places
+from gramprune.model.folder import Weights
 from gramprune.pruning.gram import Gram, layer_error
 from gramprune.pruning.target import retarget_weight
 from gramprune.storage import artifacts, files
@@ -47,7 +48,7 @@ def each_linear(
 
 def dense_linear(linear: dict[str, Any], weights: Weights) -> Tensor:
     """A linear's dense weight (out, in) in the stored dtype. linear: its description in an artifact."""
-    stored = weights.read(linear["key"])
+    stored = places.read(linear["place"], weights)
     return stored.T.contiguous() if linear["transposed"] else stored
 
 

@@ -43,7 +43,7 @@ def evaluate_tasks(
 
     Raises GrampruneError if the items are not those that were fetched.
     """
-    from gramprune.model.blocks import open_model
+    from gramprune.model.loading import open_model
 
     started, device = time.monotonic(), machine.device(device)
     manifest, fetched = manifest_of(model), files.read_json(tasks)

@@ -8,7 +8,8 @@ from typing import Any
 
 from gramprune import machine
 from gramprune.errors import GrampruneError
-from gramprune.model.checkpoint import Weights
+from gramprune.model import places
+from gramprune.model.folder import Weights
 from gramprune.pruning.gram import layer_error
 from gramprune.pruning.joint import prune_weight
 from gramprune.pruning.numerics import finite
@@ -48,7 +49,7 @@ def update_block(
     linears = parents["gram"].provenance["linears"]
     shapes = {f"{name}.mask": artifacts.mask_shape(*linear["shape"]) for name, linear in linears.items()}
     for name, linear in linears.items():
-        shapes[f"{name}.weight"] = (weights.dtype(linear["key"]), tuple(linear["shape"]))
+        shapes[f"{name}.weight"] = (places.dtype(linear["place"], weights), tuple(linear["shape"]))
     about = {"model": fingerprint, "block": block, "linears": linears, "damping": {}}
     written = artifacts.provenance("weights", settings, code, parents, **about)
     rows = []
@@ -61,7 +62,7 @@ def update_block(
             else:
                 kept = read_mask(parents["mask"], name).to(device)
                 new, stats = update_weight(weight, gram, kept, settings["method"], **settings["options"])
-            new = new.to(weights.dtype(linears[name]["key"]))
+            new = new.to(places.dtype(linears[name]["place"], weights))
             if not finite(new):
                 raise GrampruneError(f"{gram.name}: the updated weights overflow in {new.dtype}; raise the damping.")
             writer.append(f"{name}.weight", new)

@@ -1,4 +1,4 @@
-"""Content hashes: of our code per stage, of settings, and of a model's files.
+"""Content hashes: of our code per stage, and of settings.
 
 Snakemake does not see a change in an imported module. So every rule has the digest of the modules that its stage
 imports as a parameter: a change in one method reruns what uses that method, a comment reruns nothing.
@@ -14,10 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gramprune.errors import GrampruneError
-
 ROOT = Path(__file__).parents[1]  # of the package `gramprune`
-SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
 def canonical(settings: Any) -> str:
@@ -70,29 +67,3 @@ def _path(module: str) -> Path:
 
 def _ours(modules: Iterable[str]) -> list[str]:
     return [name for name in modules if name.startswith("gramprune.") and _path(name).exists()]
-
-
-def model(folder: Path) -> str:
-    """Digest that tells one model folder from another without reading all of it.
-
-    Covers config.json, the tokenizer, and of every safetensors file the length, the header and the first bytes of
-    every tensor: two trainings of one architecture differ in all of them.
-    Raises GrampruneError if the folder has no safetensors.
-    """
-    from gramprune.storage.tensorfile import read_header
-
-    digest = hashlib.sha256()
-    for name in SMALL_FILES:
-        path = folder / name
-        digest.update(path.read_bytes() if path.exists() else b"-")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise GrampruneError(f"{folder} holds no .safetensors file; convert the checkpoint with save_pretrained first.")
-    for path in files:
-        header = read_header(path)
-        digest.update(f"{path.name} {path.stat().st_size} {header.digest}\n".encode())
-        with open(path, "rb") as file:
-            for entry in header.entries.values():
-                file.seek(entry.start)
-                digest.update(file.read(min(entry.size, 4096)))
-    return digest.hexdigest()[:16]

@@ -35,6 +35,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ROOM = 128  # bytes that the metadata may grow by, per tensor, while a file is written
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+LFS_POINTER = b"version "  # how the text begins that Git leaves in the place of a large file
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,23 @@ class Header:
     """sha256 of the header's bytes."""
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, remedy: str = "delete it to have it made again") -> Header:
     """The header of a safetensors file, checked against the file's length.
 
-    Raises GrampruneError if the file is missing, truncated or not a safetensors file.
+    remedy: what the user is to do with a file that is not whole; another one for files that are not ours.
+    Raises GrampruneError if the file is missing, truncated, or not a safetensors file.
     """
     path = Path(path)
     try:
         actual = path.stat().st_size
         with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
             raw = file.read(length) if 0 < length <= min(actual, LARGEST_HEADER) else b""
+        if start == LFS_POINTER:
+            raise GrampruneError(f"{path} is not the file itself but its Git LFS pointer; {remedy} (`git lfs pull`).")
+        if not actual:
+            raise GrampruneError(f"{path} is empty; {remedy}.")
         content = json.loads(raw)
         metadata = content.pop("__metadata__", {})
         entries = {name: _entry(described, 8 + length) for name, described in content.items()}
@@ -75,15 +82,21 @@ def read_header(path: Path) -> Header:
             raise ValueError("shapes and places do not fit")
     except OSError as error:
         raise GrampruneError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise GrampruneError(
-            f"{path} is not a whole safetensors file (its header cannot be read); delete it to have it made again."
+            f"{path} is not a whole safetensors file (its header cannot be read); {remedy}."
         ) from error
-    expected = max((entry.start + entry.size for entry in entries.values()), default=8 + length)
+    expected = 8 + length
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].size)):
+        if entry.start != expected:
+            raise GrampruneError(
+                f"{path} is damaged: the tensor {name!r} begins at byte {entry.start:,}, but what is before it ends at "
+                f"{expected:,}; {remedy}."
+            )
+        expected += entry.size
     if actual != expected:
         raise GrampruneError(
-            f"{path} is {actual:,} bytes long where its header says {expected:,}: it is truncated or damaged; "
-            "delete it to have it made again."
+            f"{path} is {actual:,} bytes long where its header says {expected:,}: it is truncated or damaged; {remedy}."
         )
     return Header(entries, metadata, hashlib.sha256(raw).hexdigest())
 
@@ -91,13 +104,14 @@ def read_header(path: Path) -> Header:
 def _entry(described: dict, base: int) -> Entry:
     """A header's description of a tensor; base: where the data begin in the file."""
     start, end = described["data_offsets"]
-    return Entry(described["dtype"], tuple(described["shape"]), base + start, end - start)
+    return Entry(str(described["dtype"]), tuple(map(int, described["shape"])), base + start, end - start)
 
 
 def _fits(entry: Entry) -> bool:
     """Whether a known dtype's shape has the size that the header says."""
     dtype = DTYPES.get(entry.dtype)
-    return entry.size >= 0 and (dtype is None or prod(entry.shape) * dtype.itemsize == entry.size)
+    expected = entry.size if dtype is None else prod(entry.shape) * dtype.itemsize
+    return min((entry.size, *entry.shape)) >= 0 and entry.size == expected
 
 
 def read_tensor(
@@ -123,7 +137,7 @@ def read_tensor(
             while view:  # one read returns 2 GiB at most
                 count = file.readinto(view)
                 if not count:
-                    raise GrampruneError(f"{path} ended early while being read; delete it to have it made again.")
+                    raise GrampruneError(f"{path} ended early while being read: it has been changed meanwhile.")
                 view = view[count:]
     except OSError as error:
         raise GrampruneError(f"{path} cannot be read: {error.strerror}.") from error

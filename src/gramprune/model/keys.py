@@ -1,0 +1,167 @@
+"""Where a checkpoint has the parameters of a model, found as transformers finds them, with no code per family.
+
+transformers renames keys on load, splits and merges tensors, adds or drops the base model's name, and ties parameters
+in both directions. Its own rules are asked here, without weights. What they do to the rows of a matrix is learnt by
+sending row numbers through them instead of values: so the stages read and write a linear's place in the files by
+themselves, and need no transformers for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+from gramprune.errors import GrampruneError
+from gramprune.model.folder import AGAIN, Weights
+from gramprune.model.places import Place, runs
+from gramprune.pruning.numerics import finite
+
+
+class Keys:
+    """The parameters of a model in a checkpoint.
+
+    model: of transformers, without values. weights: the checkpoint's tensors.
+    """
+
+    def __init__(self, model: nn.Module, weights: Weights):
+        self._model, self.weights = model, weights
+        self._known: dict[str, Tensor] = model.state_dict()
+        self._sources: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        """From a parameter, the first of those that a converter makes together, to (pattern, key) of its tensors."""
+        self._converters: dict[str, WeightConverter] = {}
+        rules = get_model_conversion_mapping(model)
+        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+        base = model.base_model_prefix
+        for key in sorted(weights, key=dot_natural_key):
+            name, pattern = rename_source_key(key, renamings, converters, base, self._known)
+            if name not in self._known and key in self._known:
+                name, pattern = rename_source_key(key, [], [], base, self._known)
+            if name in self._known:
+                if pattern is not None:
+                    self._converters.setdefault(name, by_pattern[pattern])
+                self._sources[name].append((pattern or key, key))
+        self._made_with = self._together()
+        self._tied = _both_ways(getattr(model, "all_tied_weights_keys", {}))
+
+    def _together(self) -> dict[str, str]:
+        """From every parameter that a converter makes to the first one of those that it makes together."""
+        made = {}
+        for first in self._converters:
+            for name in self._convert(first, self._shapes(first)):
+                made[name] = first
+        return made
+
+    def _convert(self, first: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a converter makes of its tensors, by the names of the parameters."""
+        converter = deepcopy(self._converters[first])
+        for pattern, key in self._sources[first]:
+            converter.add_tensor(first, key, pattern, tensors[key])
+        made = converter.convert(first, model=self._model, config=self._model.config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+    def _shapes(self, first: str) -> dict[str, Tensor]:
+        """The tensors of a converter without values."""
+        return {key: torch.empty(self.weights.shape(key), device="meta") for _, key in self._sources[first]}
+
+    def _origin(self, name: str) -> str | None:
+        """The parameter in whose place a tied one is stored; None where the checkpoint has none of them."""
+        for other in (name, *self._tied.get(name, ())):
+            if other in self._made_with or other in self._sources:
+                return other
+        return None
+
+    def read(self, name: str, like: Tensor) -> Tensor | None:
+        """The values of a parameter or buffer, in the stored dtype; None where the checkpoint has none.
+
+        Raises GrampruneError for values that are not finite.
+        """
+        origin = self._origin(name)
+        if origin is None:
+            return None
+        first = self._made_with.get(origin)
+        if first is None:
+            values = self.weights.read(self._only_key(origin))
+        else:
+            values = self._convert(first, {key: self.weights.read(key) for _, key in self._sources[first]})[origin]
+        if not finite(values):
+            raise GrampruneError(f"{self.weights.folder}: {name} holds NaN or infinite values; {AGAIN}.")
+        return values
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape that a parameter has in the checkpoint, after conversion; None where it has none."""
+        origin = self._origin(name)
+        if origin is None:
+            return None
+        first = self._made_with.get(origin)
+        if first is None:
+            return self.weights.shape(self._only_key(origin))
+        return tuple(self._convert(first, self._shapes(first))[origin].shape)
+
+    def keys(self, name: str) -> list[str]:
+        """The keys of the tensors that a parameter is made from; none where the checkpoint has none."""
+        origin = self._origin(name)
+        return [] if origin is None else [key for _, key in self._sources[self._made_with.get(origin, origin)]]
+
+    def place(self, name: str) -> Place:
+        """Where the rows of a matrix are stored. Raises GrampruneError if it is no arrangement of stored rows."""
+        origin = self._origin(name)
+        if origin is None:
+            raise GrampruneError(f"{self.weights.folder} holds no {name}, which the model needs.")
+        first = self._made_with.get(origin)
+        if first is None:
+            key = self._only_key(origin)
+            return [[key, 0, self.weights.shape(key)[0], 1]]
+        keys, count, numbers = [key for _, key in self._sources[first]], 0, {}
+        for key in keys:
+            rows = self.weights.shape(key)[0]
+            numbers[key] = torch.arange(count, count + rows)[:, None]
+            count += rows
+        order = self._convert(first, numbers)[origin]
+        if order.shape != (self._known[origin].shape[0], 1):
+            raise GrampruneError(
+                f"{name} is no arrangement of rows of {', '.join(keys)} in the checkpoint; it cannot be pruned yet: "
+                "leave it dense with `exclude`, or save the model once with save_pretrained."
+            )
+        return runs(keys, order[:, 0], self.weights.shape)
+
+    def missing(self) -> list[str]:
+        """Parameters that transformers would have to make anew, at random."""
+        ignored = getattr(self._model, "_keys_to_ignore_on_load_missing", None) or []
+        buffers = {name for name, _ in self._model.named_buffers()}
+        return [
+            name
+            for name in self._known
+            if name not in buffers
+            and self._origin(name) is None
+            and not any(re.search(pattern, name) for pattern in ignored)
+        ]
+
+    def _only_key(self, name: str) -> str:
+        """The key of a parameter that is one tensor. Raises GrampruneError if two keys stand for it."""
+        keys = [key for _, key in self._sources[name]]
+        if len(keys) > 1:
+            raise GrampruneError(
+                f"{self.weights.folder} holds {keys[0]!r} and {keys[1]!r}, which both stand for {name}: which one is "
+                "meant cannot be known; save the model once with save_pretrained."
+            )
+        return keys[0]
+
+
+def _both_ways(tied: dict[str, str]) -> dict[str, list[str]]:
+    """From every tied parameter to the others that are the same: what transformers ties, it ties in both directions."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for target, source in tied.items():
+        groups[source].append(target)
+    found: dict[str, list[str]] = {}
+    for source, targets in groups.items():
+        for name in (source, *targets):
+            found[name] = [other for other in (source, *targets) if other != name]
+    return found

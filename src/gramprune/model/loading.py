@@ -1,0 +1,121 @@
+"""Models and tokenizers as transformers opens them: no stranger's code is run, and its errors become sentences."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from gramprune.errors import GrampruneError, first_line
+from gramprune.model.folder import Weights, read_config
+from gramprune.pruning.numerics import finite
+
+LOCAL = {"local_files_only": True, "trust_remote_code": False}
+"""What every call of transformers gets: nothing is fetched, and no code that lies beside a model is run."""
+ADAPTER = "adapter_config.json"
+
+
+def parse_config(folder: Path | str) -> PreTrainedConfig:
+    """config.json as transformers reads it. Raises GrampruneError for what it cannot read."""
+    folder = Path(folder)
+    stated = read_config(folder)
+    try:
+        return AutoConfig.from_pretrained(folder, **LOCAL)
+    except Exception as error:  # of a dozen kinds, by family and version
+        raise GrampruneError(unknown(stated, error)) from error
+
+
+def unknown(stated: dict[str, Any], error: Exception) -> str:
+    """The sentence for a config.json that transformers cannot make a model of."""
+    reason = first_line(error).split(" Should contain")[0].rstrip(".")
+    own = " It comes with code of its own, which is not run." if "auto_map" in stated else ""
+    return (
+        f"config.json (model_type {stated.get('model_type')!r}) is not of a causal language model that the installed "
+        f"transformers {transformers.__version__} can make: {reason}.{own}"
+    )
+
+
+def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class that makes texts of this config's family. Raises GrampruneError if it has none."""
+    for mapping in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+        if type(config) in mapping:
+            return mapping[type(config)]
+    raise GrampruneError(f"model type {config.model_type}: transformers has no causal language model of this type.")
+
+
+def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The whole model without values: parameters on the meta device, buffers as they are computed."""
+    with init_empty_weights(include_buffers=False):
+        return model_class(config)._from_config(config, dtype=dtype).eval()
+
+
+def open_model(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> tuple[nn.Module, Any, str]:
+    """The whole model of a checkpoint folder, to be evaluated, its tokenizer, and the dtype that "auto" was.
+
+    Raises GrampruneError for a parameter that the checkpoint lacks, which transformers would make at random, and for
+    values that are not finite.
+    """
+    folder = Path(folder)
+    config, tokenizer = parse_config(folder), open_tokenizer(folder)
+    chosen = compute_dtype(dtype, config, Weights(folder))
+    model, found = model_class(config).from_pretrained(folder, dtype=chosen, output_loading_info=True, **LOCAL)
+    lost = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
+    if lost:
+        raise GrampruneError(missing(folder, lost))
+    for name, parameter in model.named_parameters():
+        if not finite(parameter):
+            raise GrampruneError(f"{folder}: {name} holds NaN or infinite values.")
+    return model.to(device).eval(), tokenizer, str(chosen).removeprefix("torch.")
+
+
+def missing(folder: Path, names: list[str]) -> str:
+    """The sentence for parameters that a checkpoint lacks."""
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"{folder} has no {names[0]}{others}, which transformers would make at random: it is not a whole causal "
+        "language model that fits its config.json (a model without its head, or of another kind); give one that is."
+    )
+
+
+def open_tokenizer(folder: Path | str) -> Any:
+    """A checkpoint folder's tokenizer. Raises GrampruneError if it cannot be opened, with what is missing."""
+    folder = Path(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, **LOCAL)
+    except Exception as error:  # of a dozen kinds, by tokenizer and package
+        package = next((name for name in ("sentencepiece", "tiktoken", "protobuf") if name in str(error)), None)
+        advice = f"; `pip install {package}`" if package and find_spec(package) is None else ""
+        files = ", ".join(sorted(path.name for path in folder.glob("*token*"))) or "no tokenizer file"
+        raise GrampruneError(
+            f"the tokenizer of {folder} ({files}) cannot be opened: {first_line(error).rstrip('.')}{advice}; give a "
+            "folder with the tokenizer.json that belongs to the model."
+        ) from error
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises GrampruneError where transformers would put an adapter that lies beside the weights into the model."""
+    if (folder / ADAPTER).exists() and find_spec("peft"):
+        raise GrampruneError(
+            f"{folder} holds {ADAPTER}, so with the package peft transformers loads another model than its weights; "
+            "merge the adapter into them, or move its files away."
+        )
+
+
+def compute_dtype(dtype: str, config: PreTrainedConfig, weights: Weights) -> torch.dtype:
+    """ "auto" is what config.json says, or else what the first matrices have, as transformers does."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    return stated_dtype(config) or weights.first_dtype()
+
+
+def stated_dtype(config: PreTrainedConfig) -> torch.dtype | None:
+    """What config.json says of the weights' dtype; None where it says nothing."""
+    stated = config.get_text_config().dtype or config.dtype
+    return getattr(torch, stated) if isinstance(stated, str) else stated

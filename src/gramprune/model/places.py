@@ -1,0 +1,61 @@
+"""The place of a linear's weight in the files of a checkpoint: runs of rows of one or several stored tensors.
+
+Nearly every weight is one whole tensor. Some checkpoints have several in one, interleaved or one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gramprune.model.folder import Weights
+from gramprune.storage.tensorfile import to_bytes
+
+Place = list[list[Any]]
+"""[key, first row, row after the last, step] in the order of the parameter's rows; plain, for artifacts to hold."""
+
+
+def runs(keys: list[str], order: Tensor, shape: Callable[[str], tuple[int, ...]]) -> Place:
+    """The place of a matrix whose rows are stored in that order.
+
+    order: (rows,) int64, numbers of the rows of all tensors, those of the first one first.
+    """
+    owners = [(key, row) for key in keys for row in range(shape(key)[0])]
+    found: Place = []
+    for key, row in (owners[number] for number in order.tolist()):
+        last = found[-1] if found else None
+        if last and last[0] == key and last[3] == 0 and row > last[1]:
+            last[2], last[3] = row + 1, row - last[1]  # the second row of a run says its step
+        elif last and last[0] == key and last[3] > 0 and row == last[2] - 1 + last[3]:
+            last[2] = row + 1
+        else:
+            found.append([key, row, row + 1, 0])
+    return [[key, start, stop, step or 1] for key, start, stop, step in found]
+
+
+def read(place: Place, weights: Weights) -> Tensor:
+    """The matrix at a place, in the stored dtype and orientation."""
+    parts = [weights.read(key, slice(start, stop))[::step] for key, start, stop, step in place]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def dtype(place: Place, weights: Weights) -> torch.dtype:
+    """The dtype that the matrix at a place is stored in."""
+    return weights.dtype(place[0][0])
+
+
+def pieces(place: Place, matrix: Tensor, weights: Weights) -> list[tuple[str, int, memoryview]]:
+    """What is to be written for a matrix (stored orientation and dtype): name of the file, place in bytes, bytes."""
+    found, row = [], 0
+    for key, start, stop, step in place:
+        path, entry = weights.place(key)
+        length = entry.size // entry.shape[0]
+        count = len(range(start, stop, step))
+        rows = matrix[row : row + count]
+        for part, number in [(rows, start)] if step == 1 else zip(rows.split(1), range(start, stop, step), strict=True):
+            found.append((path.name, entry.start + number * length, to_bytes(part)))
+        row += count
+    return found
