@@ -10,6 +10,10 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
+
+include: "workflow/rules/begin.smk"
+
+
 if (
     not workflow.configfiles
 ):  # a file given with --configfile stands alone, nothing is merged into it
@@ -48,6 +52,7 @@ rule all:
 
 
 onstart:
+    lock_results()
     start_warm_process()
 
 

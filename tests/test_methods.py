@@ -212,10 +212,10 @@ def test_a_file_in_the_folder_is_a_method(package, tmp_path, monkeypatch):
 
 
 def test_the_settings_know_the_methods_of_the_folders():
-    from gramprune.experiment import settings
+    from gramprune.experiment import mistakes, options, settings
 
     def known(annotation) -> set[str]:
-        return {name for section in settings.sections_in(annotation) for name in settings.names_of(section)}
+        return {name for section in mistakes.sections_in(annotation) for name in options.names_of(section)}
 
     assert known(settings.MaskMethod) == set(masks.names())
     assert known(settings.UpdateMethod) == {*methods.names(updates), "joint"}

@@ -11,7 +11,7 @@ import pytest
 from conftest import Clone, changed, copied
 
 from gramprune import machine
-from gramprune.experiment import checks, measured, pipeline, resources
+from gramprune.experiment import checks, measured, outputs, pipeline, resources
 from gramprune.experiment.measured import Measured
 from gramprune.experiment.pipeline import Job
 from gramprune.experiment.resources import MIB, Need
@@ -192,7 +192,7 @@ def test_logs_and_what_jobs_took_are_where_the_library_looks_for_them(clone, con
     jobs, logs = pipeline.jobs(*checks.check(config)), clone.folder / "results/logs"
     for ending in (".log", ".json"):
         found = {str(path.relative_to(logs)).removesuffix(ending) for path in logs.rglob(f"*{ending}")}
-        assert found == {pipeline.stem(key) for key in jobs}
+        assert found == {outputs.stem(key) for key in jobs}
     for taken in measured.times(clone.folder / "results", jobs).values():
         assert 0 < taken.start_seconds < taken.seconds and taken.cpu_seconds > 0 and 50 < taken.host_mb < 2000
 

@@ -17,6 +17,12 @@ def suggest(found: str, allowed: Iterable[str]) -> str:
     return f"{hint}Known: {', '.join(allowed)}."
 
 
+def shorter(value: object) -> str:
+    """What was found somewhere, for a sentence: not all of it where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:100]} … ({len(text):,} characters)"
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, as one sentence: its first line, or else its name."""
     first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

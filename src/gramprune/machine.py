@@ -1,11 +1,12 @@
 """The machine that a job runs on: its device, and how much memory was used."""
 
 import fcntl
-import getpass
 import logging
 import os
 import platform
+import re
 import resource
+import stat
 import sys
 import tempfile
 import time
@@ -16,14 +17,14 @@ from typing import Any
 from gramprune.errors import GrampruneError
 
 log = logging.getLogger(__name__)
-_claimed = []  # open files, whose locks end with the process, however it ends
+_claimed: list[int] = []  # open files, whose locks end with the process, however it ends
 
 
 def claim_gpu() -> None:
     """Of several GPUs that are visible, make one this process's own, so that jobs beside it get others.
 
     To be called before torch looks for GPUs. Where a scheduler shows a job its one GPU there is nothing to choose.
-    Waits until one is free.
+    Waits until one is free. Raises GrampruneError if none can be claimed.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
@@ -32,23 +33,55 @@ def claim_gpu() -> None:
         names = [name for name in visible.split(",") if name]
     if len(names) < 2:
         return
+    folder = _own_folder()
     waited = False
     while not _claimed:
+        refusals = []
         for name in names:
-            file = open(Path(tempfile.gettempdir(), f"gramprune-{getpass.getuser()}-gpu-{name}.lock"), "w")  # noqa: SIM115
+            path = folder / f"gpu-{re.sub('[^A-Za-z0-9-]', '_', name)}.lock"
+            try:
+                # Nothing is followed or emptied: what lies there may be a link.
+                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                refusals.append(f"{path}: {error.strerror}")
+                continue
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                file.close()
+                os.close(file)
                 continue
             _claimed.append(file)
             os.environ["CUDA_VISIBLE_DEVICES"] = name
             log.info("GPU %s of %s", name, ", ".join(names))
             return
+        if len(refusals) == len(names):
+            raise GrampruneError(f"no GPU can be claimed: {refusals[0]}; remove what lies there.")
         if not waited:
             log.info("all of the GPUs %s are taken; waiting for one", ", ".join(names))
             waited = True
         time.sleep(1)
+
+
+def _own_folder() -> Path:
+    """A folder on this machine that is this user's alone: the one of the session, or one that is made.
+
+    Raises GrampruneError if there is none to be had.
+    """
+    user = os.geteuid()
+    session = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{user}")
+    made = [Path(place, f"gramprune-{user}") for place in (tempfile.gettempdir(), "/var/tmp", "/dev/shm")]
+    for folder in (session, *made):
+        with suppress(OSError):
+            if folder != session:
+                folder.mkdir(mode=0o700, exist_ok=True)
+            found = folder.lstat()
+            private = stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & 0o077
+            if private and os.access(folder, os.W_OK):
+                return folder
+    raise GrampruneError(
+        f"GPUs are shared by locks in a folder of your own, but {made[0]} is another user's or a link; remove it, or "
+        "set CUDA_VISIBLE_DEVICES to one GPU."
+    )
 
 
 def forks_are_safe() -> bool:

@@ -15,7 +15,7 @@ rule calibrate:
     resources:
         **needs(resources.calibrate),
     params:
-        settings=canonical(SETTINGS.token_settings),
+        settings=lambda w: canonical(SETTINGS.token_settings),
         code=code("stages.calibrate"),
     script:
         "../scripts/calibrate.py"
@@ -40,7 +40,7 @@ rule capture:
     resources:
         **needs(resources.capture, block_number, aims_at_dense),
     params:
-        settings=canonical(SETTINGS.capture_settings),
+        settings=lambda w: canonical(SETTINGS.capture_settings),
         code=code("stages.capture"),
     script:
         "../scripts/capture.py"

@@ -8,40 +8,24 @@
 #   <results>/{model}/{run}/evaluation/…               measured, for run `dense` too
 #
 # A trail is where activations come from: `dense`, which all runs share, or the run that pruned the blocks before.
-import logging
 import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-sys.path.insert(0, str(Path(workflow.basedir) / "src"))
-
-from snakemake.logging import logger
-
 from gramprune.experiment import checks, resources
-from gramprune.storage import fingerprint
+from gramprune.storage import fingerprint, lock
 from gramprune.model import folder as model_folder
 from gramprune.model import layout
 from gramprune import machine
-from gramprune.errors import GrampruneError
 from gramprune.storage.fingerprint import canonical
 from gramprune.experiment.pipeline import recipe_of, trail_of
 
-# What the library says while it looks at the configuration, such as why it takes a while.
-logging.getLogger("gramprune").setLevel(logging.INFO)
-logging.getLogger("gramprune").addHandler(logging.StreamHandler())
-
-
-def checked():
-    """Settings and layouts. A user's mistake ends here, in one sentence, before any job starts."""
-    try:
-        return checks.check(config, planning="plan" in sys.argv)
-    except GrampruneError as error:
-        sys.exit(f"gramprune: {error}")
-
-
-SETTINGS, LAYOUTS = checked()
+SETTINGS, LAYOUTS = or_exit(
+    checks.check, config, planning="plan" in sys.argv, written_in=CONFIG_FILES
+)
 if workflow.is_main_process:
     for name, found in LAYOUTS.items():
         logger.info(f"Model {name}: {layout.summary(found, SETTINGS.exclude)}")
@@ -66,8 +50,30 @@ def one_of(names):
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
+def plain(path):
+    """A path as Snakemake can have it: one with braces, which it takes for wildcards, through a link without."""
+    parts = Path(path).parts
+    special = [place for place, part in enumerate(parts) if re.search("[{}<>]", part)]
+    if not special:
+        return path
+    until = special[-1] + 1
+    meant = Path(*parts[:until]).absolute()
+    name = f"{fingerprint.short(str(meant))}-{re.sub('[{}<>]', '_', meant.name)}"
+    link = Path(".snakemake/gramprune", name)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        with suppress(FileExistsError):  # another Snakemake's
+            link.symlink_to(meant)
+    return str(link.joinpath(*parts[until:]))
+
+
+# Links are made now: Snakemake looks at what there is once, before it asks the functions below.
+for path in SETTINGS.inputs.values():
+    plain(path)
+
+
 pathvars:
-    results=SETTINGS.results,
+    results=plain(SETTINGS.results),
 
 
 wildcard_constraints:
@@ -99,6 +105,14 @@ def needs(stage, *more):
         lambda w: stage(LAYOUTS[w.model], SETTINGS, *(find(w) for find in more)),
         SETTINGS,
     )
+
+
+def lock_results():
+    """Nobody else writes into these results while jobs of ours do; to plan, or to look how far it is, all may."""
+    if any(
+        job.output or job.rule.name == "tidy" for job in workflow.dag.needrun_jobs()
+    ):
+        or_exit(lock.take, Path(SETTINGS.results))
 
 
 def start_warm_process():
@@ -221,7 +235,7 @@ def task_files(w):
     """A folder of task definitions: when it changes, what was made with it does."""
     folder = TASKS[w.tasks].include_path
     return (
-        sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
+        sorted(plain(str(path)) for path in Path(folder).rglob("*") if path.is_file())
         if folder
         else []
     )
@@ -239,7 +253,7 @@ def model_files(w):
     model = MODELS[w.model]
     if model.kind != "folder":
         return []
-    return [str(path) for path in model_folder.files(Path(model.location))]
+    return [plain(str(path)) for path in model_folder.files(Path(model.location))]
 
 
 def every_run():

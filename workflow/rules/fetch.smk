@@ -22,7 +22,6 @@ rule fetch_model:
 rule demo_model:
     output:
         model="<results>/{model}/model.json",
-        folder=directory("<results>/{model}/model"),
     log:
         "<results>/logs/{model}/fetch_model.log",
     wildcard_constraints:
@@ -39,7 +38,7 @@ rule demo_model:
 
 rule fetch_data:
     input:
-        file=lambda w: DATASETS[w.dataset].path or [],
+        file=lambda w: [plain(path) for path in DATASETS[w.dataset].paths],
     output:
         data="<results>/data/{dataset}.parquet",
     log:
@@ -59,7 +58,7 @@ rule fetch_tasks:
     output:
         tasks="<results>/data/tasks/{tasks}.json",
     log:
-        "<results>/logs/data/tasks_{tasks}.log",
+        "<results>/logs/data/tasks/{tasks}.log",
     conda:
         "../envs/gramprune.yaml"
     params:

@@ -7,7 +7,7 @@ rule plan:
     conda:
         "../envs/gramprune.yaml"
     params:
-        settings=canonical(SETTINGS.model_dump()),
+        settings=lambda w: canonical(SETTINGS.model_dump()),
         code=code("stages.plan"),
     script:
         "../scripts/plan.py"
@@ -19,7 +19,7 @@ rule status:
     conda:
         "../envs/gramprune.yaml"
     params:
-        settings=canonical(SETTINGS.model_dump()),
+        settings=lambda w: canonical(SETTINGS.model_dump()),
         code=code("stages.status"),
     script:
         "../scripts/status.py"
@@ -31,7 +31,7 @@ rule tidy:
     conda:
         "../envs/gramprune.yaml"
     params:
-        settings=canonical({"keep": SETTINGS.keep}),
+        settings=lambda w: canonical({"keep": SETTINGS.keep}),
         code=code("stages.tidy"),
         finished=finished,
     script:

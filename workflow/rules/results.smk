@@ -24,7 +24,7 @@ rule summary:
     conda:
         "../envs/gramprune.yaml"
     params:
-        settings=canonical(
+        settings=lambda w: canonical(
             {"rows": SETTINGS.summary_settings, "config": SETTINGS.experiment}
         ),
         code=code("stages.summarise"),
@@ -38,12 +38,11 @@ rule report:
         "<results>/layers.parquet",
         "<results>/experiment.json",
     output:
-        html="<results>/report.html",
-        pictures=report(
-            directory("<results>/pictures"),
-            patterns=["{name}.svg"],
-            caption="../report/pictures.rst",
-            category="Pictures",
+        # Its pictures lie in a folder beside it. Snakemake would empty that one before, with what others have put there.
+        html=report(
+            "<results>/report.html",
+            caption="../report/report.rst",
+            category="Report",
         ),
     log:
         "<results>/logs/report.log",

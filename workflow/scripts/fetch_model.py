@@ -1,3 +1,5 @@
+from pathlib import Path
+
 from job import execute
 
 execute(
@@ -5,5 +7,5 @@ execute(
     "fetch:fetch_model",
     online=True,
     manifest=snakemake.output.model,
-    folder=snakemake.output.get("folder", ""),
+    folder=Path(snakemake.output.model).with_name("model"),  # of the demo
 )

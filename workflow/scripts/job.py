@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import NoReturn
 
-import warm
-from work import leave, work
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is begun yet: end without a word
+
+import warm  # noqa: E402
+from work import leave, work  # noqa: E402
 
 
 def execute(snakemake, stage: str, online: bool = False, whole_model: bool = False, **arguments) -> NoReturn:

@@ -7,5 +7,5 @@ execute(
     "report:report",
     results=Path(snakemake.config["results"]),
     html=snakemake.output.html,
-    pictures=snakemake.output.pictures,
+    pictures=Path(snakemake.output.html).with_name("pictures"),
 )

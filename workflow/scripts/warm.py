@@ -17,33 +17,66 @@ import socket
 import sys
 import tempfile
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
-from work import leave, set_environment, work
+from work import INTERRUPTED, interrupt, leave, set_environment, unheard, work
 
 ENVIRONMENT = "GRAMPRUNE_WARM"  # where jobs find the socket
 STARTED = b"+"
+GRACE = 5  # seconds that a fork has for ending by itself
 
 
 def ask(request: dict[str, Any]) -> int | None:
-    """Have a fork do a job (the arguments of `work`) and return its status, or None if there is no warm process."""
+    """Have a fork do a job (the arguments of `work`) and return its status, or None if there is no warm process.
+
+    If there should be one, the request gets a note that says so.
+    """
     if ENVIRONMENT not in os.environ:
         return None
     with socket.socket(socket.AF_UNIX) as server, tempfile.TemporaryFile("w+") as file:
         json.dump({**request, "folder": os.getcwd(), "environment": dict(os.environ)}, file)
         file.flush()
         try:
-            server.connect(os.environ[ENVIRONMENT])
+            with short(os.environ[ENVIRONMENT]) as address:
+                server.connect(address)
             socket.send_fds(server, [request["module"].encode()], [file.fileno(), 1, 2])
             if server.recv(1) != STARTED:
-                return None
-        except OSError:  # it has ended, as when something cannot be imported: this process will say what
+                raise ConnectionError("it has ended")
+        except OSError as error:  # as when something cannot be imported: this process will say what
+            request["note"] = f"starts by itself, seconds slower: no warm process answers ({error.strerror or error})"
             return None
-        status = server.recv(1)
+        status = answer(server)
     if not status:
         os.kill(os.getpid(), signal.SIGKILL)  # as happened to the fork
     return status[0]
+
+
+def answer(server: socket.socket) -> bytes:
+    """The fork's status; if this process is to end, so is the fork, which has a few seconds to remove what it began."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    try:
+        return server.recv(1)
+    except KeyboardInterrupt:
+        server.shutdown(socket.SHUT_WR)
+        server.settimeout(2 * GRACE)
+        with suppress(OSError):
+            server.recv(1)
+        return bytes([INTERRUPTED])
+
+
+@contextmanager
+def short(path: str) -> Iterator[str]:
+    """A socket's address in 107 bytes, which is all that it may have, however long its folder's path is."""
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{os.path.basename(path)}"
+    finally:
+        os.close(folder)
 
 
 def serve(path: str) -> None:
@@ -53,7 +86,8 @@ def serve(path: str) -> None:
     set_environment(online=False)
     gc.disable()
     with socket.socket(socket.AF_UNIX) as door:
-        door.bind(path)
+        with short(path) as address:
+            door.bind(address)
         door.listen()
         while sys.stdin not in select.select([door, sys.stdin], [], [])[0]:
             client, _ = door.accept()
@@ -80,7 +114,8 @@ def load(stage: str) -> None:
 
 def attend(client: socket.socket, request: int, stdout: int, stderr: int) -> NoReturn:
     """In the fork: do what is asked for, as the process would that asks."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
@@ -95,13 +130,17 @@ def attend(client: socket.socket, request: int, stdout: int, stderr: int) -> NoR
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(asked["threads"])
     status = work(**asked)
-    client.sendall(bytes([status]))
+    unheard()  # who asked may end as soon as it knows
+    with suppress(OSError):  # who asked has ended
+        client.sendall(bytes([status]))
     leave(status)
 
 
 def end_with(client: socket.socket) -> None:
-    """End this process when the one that asked has ended."""
+    """End this process when the one that asked has ended, or is to: first as Ctrl-C does."""
     client.recv(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

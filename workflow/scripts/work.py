@@ -5,6 +5,8 @@ import ctypes
 import gc
 import logging
 import os
+import re
+import signal
 import sys
 import time
 from importlib import import_module
@@ -18,6 +20,7 @@ from gramprune.errors import GrampruneError
 from gramprune.experiment import measured
 
 MIB = 1 << 20
+INTERRUPTED = 130  # exit status, as of a shell's command after Ctrl-C
 
 
 def work(
@@ -31,8 +34,11 @@ def work(
     online: bool,
     whole_model: bool,
     began: float,  # when the job's process was started, seconds since the epoch
+    note: str = "",  # to be said first
 ) -> int:
     """Do a job in this process, in which nothing else is done; its exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     logging.raiseExceptions = False  # on a full disk the stage says so: a log that cannot be written adds nothing
     with contextlib.suppress(OSError):
@@ -43,29 +49,57 @@ def work(
     logging.captureWarnings(True)
     for library in ("httpx", "datasets", "filelock", "fsspec", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)
-    set_environment(online)
-    if gpu:
-        machine.claim_gpu()
-    return_freed_memory(16 * MIB if whole_model else MIB)
-    gc.disable()  # importing makes many objects and no garbage: a fifth less time without the collector
-    run = getattr(import_module(module), function)
-    gc.freeze()  # nor is it to look at them again and again while transformers imports a model's class: a fifth less
-    gc.set_threshold(20_000)
-    gc.enable()
-    started = time.time()
+    if note:
+        logger.warning("%s: %s", where, note)
     try:
+        set_environment(online)
+        if gpu:
+            machine.claim_gpu()
+        return_freed_memory(16 * MIB if whole_model else MIB)
+        gc.disable()  # importing makes many objects and no garbage: a fifth less time without the collector
+        run = getattr(import_module(module), function)
+        gc.freeze()  # nor is it to look at them again and again while transformers imports a model's class
+        gc.set_threshold(20_000)
+        gc.enable()
+        started = time.time()
         said = run(**arguments)
         taken = measured.record(log, began, started)
     except GrampruneError as error:
         logger.error("gramprune: %s: %s", where, error)
         return 1
-    except BaseException:
-        logger.exception("gramprune: %s failed in a way that was not foreseen", where)
+    except (KeyboardInterrupt, SystemExit):
+        logger.error("%s: interrupted", where)
+        return INTERRUPTED
+    except BaseException as error:
+        if (lack := lacks_memory(error)) is None:
+            logger.exception("gramprune: %s failed in a way that was not foreseen", where)
+        else:
+            advice = "give the job more, lower batch_size, or see docs/cluster.md"
+            logger.error("gramprune: %s: there is not enough memory (%s): %s.", where, lack, advice)
         return 1
     found = f" {said};" if said else ""
     parts = taken.start_seconds, taken.seconds - taken.start_seconds, taken.host_mb
     logger.info("%s:%s start-up %.2f s, work %.2f s, peak memory %d MiB", where, found, *parts)
     return 0
+
+
+def interrupt(number: int, _: Any) -> NoReturn:
+    """Of Ctrl-C, scancel or a time limit: files that are half written go, and what comes meanwhile is not heard."""
+    unheard()
+    raise KeyboardInterrupt
+
+
+def unheard() -> None:
+    """From now on nothing interrupts this process. Not SIG_IGN: Python says of a signal that waits that it raced."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+
+
+def lacks_memory(error: BaseException) -> str | None:
+    """What is said of memory that was not to be had; None of another error. torch has no class of its own for hosts."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    of_torch = type(error).__name__ == "OutOfMemoryError" or re.search("allocate memory|not enough memory", said)
+    return said if isinstance(error, MemoryError) or of_torch else None
 
 
 def set_environment(online: bool) -> None:

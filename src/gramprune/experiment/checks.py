@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+from collections.abc import Iterable
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,23 +13,26 @@ from typing import Any
 
 from gramprune.errors import GrampruneError, suggest
 from gramprune.evaluation import zeroshot
-from gramprune.experiment import settings
+from gramprune.experiment import outputs, settings
 from gramprune.experiment.settings import Settings
 from gramprune.model import inspect, layout
 from gramprune.model import source as model_source
 from gramprune.model.layout import selected
+from gramprune.storage import files
 from gramprune.text import demo, formats, read
 
 
-def check(config: dict[str, Any], planning: bool = False) -> tuple[Settings, dict[str, dict[str, Any]]]:
+def check(
+    config: dict[str, Any],
+    planning: bool = False,  # only the models' config.json are needed, not weights and texts
+    written_in: Iterable[Path | str] = (),  # the files that hold the configuration
+) -> tuple[Settings, dict[str, dict[str, Any]]]:
     """The settings of a parsed config.yaml, and the layout of every model by name.
-
-    planning: only the models' config.json are needed, not weights and texts.
 
     Raises GrampruneError with one sentence for a setting that is wrong or that a model or text cannot satisfy.
     """
     chosen = settings.load(config)
-    check_results(Path(chosen.results))
+    check_results(chosen, written_in)
     layouts = {}
     for model in chosen.model:
         described = [model.kind, model.location, model.revision]
@@ -73,19 +78,80 @@ def check_model(found: dict[str, Any], model: str, chosen: Settings) -> None:
     for run in chosen.runs:
         for index, block in enumerate(found["blocks"]):
             for name in selected(block["linears"], chosen.exclude):
-                columns = block["linears"][name]["columns"]
-                run.pattern.check(columns, f"config: run {run.name!r}: in the model {model}, block {index}, {name}")
+                linear = block["linears"][name]
+                where = f"config: run {run.name!r}: in the model {model}, block {index}, {name}"
+                run.pattern.check(linear["columns"], where, rows=linear["rows"])
 
 
-def check_results(folder: Path) -> None:
-    """Raises GrampruneError for a folder of results, or one that it would be made in, that cannot be written."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(existing, os.W_OK):
-        reason = errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES
+def check_results(chosen: Settings, written_in: Iterable[Path | str] = ()) -> None:
+    """Make the folder of results one of ours.
+
+    Raises GrampruneError for one that cannot be written, or where something of the user's would be overwritten.
+    """
+    folder = Path(chosen.results)
+    try:
+        real = folder.resolve()
+        for place, what in ((Path(real.anchor), "the root of the file system"), (Path.home(), "your home folder")):
+            if real == place.resolve():
+                raise GrampruneError(f"config: results: {folder} is {what}; choose a folder in it.")
+        existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+        if not existing.is_dir():
+            raise GrampruneError(f"config: results: {existing} is not a folder; choose another place.")
+        if not os.access(existing, os.W_OK):
+            reason = errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(reason, os.strerror(reason))
+        _check_inputs(chosen, real, written_in)
+        _claim(chosen, folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         raise GrampruneError(
-            f"config: results: {folder} could not be written: {os.strerror(reason)}; make its folder writable, or "
-            "choose another."
-        )
+            f"config: results: {folder} could not be written: {getattr(error, 'strerror', error)}; make its folder "
+            "writable, or choose another."
+        ) from error
+
+
+def _check_inputs(chosen: Settings, results: Path, written_in: Iterable[Path | str]) -> None:
+    """Raises GrampruneError for something of the user's where outputs are written, and for the other way round."""
+    sources = {f"model {model.name}": model.source for model in chosen.model}
+    for name, path in {"results": chosen.results, **sources, **chosen.inputs}.items():
+        if (variable := re.search(r"\$\{?[A-Za-z_]\w*\}?", path)) and not os.path.lexists(path):
+            raise GrampruneError(
+                f"config: {name}: {variable[0]} in {path!r} stays as it is: variables are not read here; write out the "
+                "path, in which ~ may stand for your home folder."
+            )
+    written = outputs.taken()["model"] | {model.name for model in chosen.model}
+    for name, path in [*chosen.inputs.items(), *(("the configuration", str(path)) for path in written_in)]:
+        real = Path(path).resolve()
+        if real in (results, *results.parents):
+            raise GrampruneError(
+                f"config: results: {chosen.results} lies in {path} ({name}), which is only read; choose another."
+            )
+        if results in real.parents and real.relative_to(results).parts[0] in written:
+            raise GrampruneError(
+                f"config: results: {chosen.results} would be written over {path} ({name}); choose another folder of "
+                "results, or move the input."
+            )
+
+
+def _claim(chosen: Settings, results: Path) -> None:
+    """Raises GrampruneError if something that we have not made is where results are to be written."""
+
+    models = [model.name for model in chosen.model]
+    known = results.is_dir() and any(_is_layout(path) for path in results.glob("*/layout.json"))
+    files.claim(results, () if known else {*outputs.taken()["model"], *models})  # the mark may be lost by copying
+    for place in (results / name for name in models):
+        ours = any(os.path.lexists(place / name) for name in ("layout.json", "model.json"))
+        if os.path.lexists(place) and not ours and not (place.is_dir() and not any(place.iterdir())):
+            raise GrampruneError(
+                f"config: {place} is in the way: gramprune has not made it, and would write there; give the model "
+                "another `name`, or move it."
+            )
+
+
+def _is_layout(path: Path) -> bool:
+    """Whether a file is what we keep of a model while planning."""
+    with suppress(GrampruneError, TypeError):
+        return {"key", "source", "blocks"} <= set(files.read_json(path))
+    return False
 
 
 def check_include_path(folder: str | None, place: int) -> None:

@@ -5,12 +5,16 @@ Not Snakemake's benchmark files: those look at processes every few seconds, and 
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gramprune import machine
+from gramprune.errors import GrampruneError
+from gramprune.experiment import outputs
 from gramprune.storage import files
 
 if TYPE_CHECKING:
@@ -46,11 +50,18 @@ def place(log: Path | str) -> Path:
 
 def times(results: Path, jobs: dict[Key, Job]) -> dict[Key, Measured]:
     """The jobs that have been done, and what they took."""
-    from gramprune.experiment import pipeline  # not for jobs, which only record: it takes a seventh of a second
-
     found = {}
     for key in jobs:
-        path = results / "logs" / f"{pipeline.stem(key)}.json"
-        if path.exists():
-            found[key] = Measured(**files.read_json(path))
+        path = results / "logs" / f"{outputs.stem(key)}.json"
+        if path.exists() and (taken := _read(path)):
+            found[key] = taken
     return found
+
+
+def _read(path: Path) -> Measured | None:
+    """A record; none where it is damaged, as if its job were not done."""
+    with suppress(GrampruneError, TypeError):
+        found = Measured(**files.read_json(path))
+        if all(isinstance(value, int | float) and 0 <= value < math.inf for value in astuple(found)):
+            return found
+    return None

@@ -5,6 +5,7 @@ Every option has the name and the default of a parameter of the method's functio
 
 from __future__ import annotations
 
+from contextlib import suppress
 from math import comb
 from typing import Annotated, Any, Literal, Union, get_args
 
@@ -12,9 +13,22 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from gramprune.pruning.sparsity import Pattern
 
-Positive = Annotated[int, Field(gt=0, strict=True)]
-NotNegative = Annotated[float, Field(ge=0)]
-AboveZero = Annotated[float, Field(gt=0)]
+
+def _number(value: Any) -> Any:
+    """A number may come as text, as `--config` has it. Raises ValueError for a boolean, which Python takes for one."""
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is not a number")
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(value) if isinstance(value, str) else value
+    return value
+
+
+AS_TEXT = BeforeValidator(_number)
+Integer = Annotated[int, Field(strict=True), AS_TEXT]
+Positive = Annotated[int, Field(gt=0, strict=True), AS_TEXT]
+NotNegative = Annotated[float, Field(ge=0), AS_TEXT]
+AboveZero = Annotated[float, Field(gt=0), AS_TEXT]
 
 
 class Section(BaseModel):

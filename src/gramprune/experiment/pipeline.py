@@ -34,23 +34,6 @@ def recipe_of(run: Run, block: int) -> Run:
     return run if trail_of(run, block) == run.name else run.at_dense_inputs
 
 
-def stem(key: Key) -> str:
-    """What a job's log and its record of what it took are called in the folder of logs, without their endings."""
-    stage, *rest = key
-    match stage, rest:
-        case "fetch_data", [name]:
-            return f"data/{name}"
-        case "fetch_tasks", [name]:
-            return f"data/tasks_{name}"
-        case "capture" | "update", [model, trail, block]:
-            return f"{model}/{trail}/block_{block:03d}/{stage}"
-        case "mask" | "refine", [model, trail, block, name]:
-            return f"{model}/{trail}/block_{block:03d}/{stage}_{name}"
-        case "perplexity" | "tasks", [model, run, name]:
-            return f"{model}/{run}/{stage}_{name}"
-    return "/".join([*rest, stage])
-
-
 def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Job]:
     """Every job once, however many runs share it, in an order in which they could be done."""
     found = {("fetch_data", name): Job(resources.fetch_data()) for _, name in settings.dataset_uses}

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from gramprune.experiment.settings import Section, Settings, sections_in, visible_fields
+from gramprune.experiment.mistakes import sections_in, visible_fields
+from gramprune.experiment.settings import Section, Settings
 
 
 def schema() -> str:

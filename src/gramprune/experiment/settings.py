@@ -5,19 +5,20 @@ The JSON schema and the reference are made from it: after a change, run `python 
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 from math import floor
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
 
 from gramprune.errors import GrampruneError, suggest
+from gramprune.experiment import mistakes, outputs
+from gramprune.experiment.names import Name, Place, distinct, slug
 from gramprune.experiment.options import (
+    AS_TEXT,
     JOINT,
-    METHODS,
+    Integer,
     MaskMethod,
     MrpMask,
     NoRefinement,
@@ -28,24 +29,17 @@ from gramprune.experiment.options import (
     Section,
     Target,
     UpdateMethod,
-    names_of,
 )
 from gramprune.pruning.sparsity import Pattern
 from gramprune.storage.fingerprint import canonical, short
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-RESERVED = {"model": {"data", "logs"}, "runs": {"dense", "model"}}  # folders of ours beside theirs
-
-Name = Annotated[str, Field(pattern=NAME)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Model(Section):
     """A model: `demo`, a local folder or a hub id, given as a text or with these keys."""
 
-    source: str = Field(
-        min_length=1, description="`demo`, a folder (starting with `/`, `./`, `../` or `~`), or a hub id."
-    )
+    source: Place = Field(description="`demo`, a folder (starting with `/`, `./`, `../` or `~`), or a hub id.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub; the commit is recorded.")
     name: Name = Field(
         "", description="Folder in results; by default the last part of the source.", validate_default=False
@@ -56,8 +50,9 @@ class Model(Section):
     def _from_text(cls, value: Any) -> Any:
         value = {"source": value} if isinstance(value, str) else value
         if isinstance(value, dict) and isinstance(value.get("source"), str):
-            source = value["source"].rstrip("/")
-            return {"name": re.sub(r"[^A-Za-z0-9._-]", "-", Path(source).name).lstrip("-._"), **value, "source": source}
+            source = value["source"].rstrip("/") or value["source"]
+            name = slug(Path(source).name) or slug(Path(source).expanduser().resolve().name)
+            return {"name": name or f"model-{short(source)}", **value, "source": source}
         return value
 
     @property
@@ -71,14 +66,14 @@ class Model(Section):
 
     @property
     def location(self) -> str:
-        """The source with `~` resolved."""
-        return self.source.replace("~", str(Path.home()), 1) if self.source.startswith("~") else self.source
+        """The folder or hub id."""
+        return self.source
 
 
 class Dataset(Section):
     """Text: local files, or a dataset of the hub."""
 
-    path: str | Annotated[list[str], Field(min_length=1)] | None = Field(
+    path: Place | Annotated[list[Place], Field(min_length=1)] | None = Field(
         None,
         description="A local file, or a list of them: .txt (one document), .jsonl, .json, .csv, .tsv (each also .gz, "
         ".zst, .bz2), or .parquet.",
@@ -152,7 +147,7 @@ class Calibration(Section):
         "sequences one by one, always, or never.",
     )
     bos: Bos = "auto"
-    seed: Annotated[int, Field(strict=True)] = Field(0, description="Chooses the sequences.")
+    seed: Integer = Field(0, description="Chooses the sequences.")
     accumulate: Literal["float32", "float64"] = Field("float32", description="Dtype in which Gram matrices are summed.")
 
     @model_validator(mode="after")
@@ -191,7 +186,7 @@ class Perplexity(Section):
     """Perplexity over windows of text."""
 
     datasets: list[PerplexityData] = Field(min_length=1, description="One column each.")
-    length: Annotated[int, Field(gt=1, strict=True)] = Field(description="Tokens per window.")
+    length: Annotated[int, Field(gt=1, strict=True), AS_TEXT] = Field(description="Tokens per window.")
     stride: Positive | None = Field(
         None,
         description="Tokens from one window to the next; by default the length, so that windows do not overlap. In "
@@ -204,7 +199,7 @@ class Perplexity(Section):
     def _consistent(self) -> Perplexity:
         if self.stride and self.stride > self.length:
             raise ValueError(f"stride is {self.stride}, more than the length {self.length}: tokens would be left out")
-        _distinct("datasets", [text.dataset for text in self.datasets], "name each once")
+        distinct("datasets", [text.dataset for text in self.datasets], "name each once")
         return self
 
 
@@ -213,8 +208,8 @@ class Tasks(Section):
 
     name: Name = Field("", description="File in results; by default the tasks' names.", validate_default=False)
     tasks: list[str] = Field(min_length=1, description="Tasks, groups or tags that the installed lm-eval knows.")
-    include_path: str | None = Field(None, description="A folder of task definitions (YAML) of your own.")
-    shots: Annotated[int, Field(ge=0, strict=True)] | None = Field(
+    include_path: Place | None = Field(None, description="A folder of task definitions (YAML) of your own.")
+    shots: Annotated[int, Field(ge=0, strict=True), AS_TEXT] | None = Field(
         None, description="Examples in the prompt; by default as each task says."
     )
     limit: Positive | None = Field(None, description="Only the first so many items of every task.")
@@ -226,8 +221,7 @@ class Tasks(Section):
     def _named(cls, value: Any) -> Any:
         value = {"tasks": [value]} if isinstance(value, str) else value
         if isinstance(value, dict) and "name" not in value and isinstance(value.get("tasks"), list) and value["tasks"]:
-            parts = [re.sub(r"[^A-Za-z0-9._]", "-", str(task)).lstrip("-._") for task in value["tasks"]]
-            return {"name": "-".join(parts), **value}
+            return {"name": slug("-".join(map(str, value["tasks"]))), **value}
         return value
 
 
@@ -239,15 +233,8 @@ class Evaluation(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Evaluation:
-        _distinct("tasks", [tasks.name for tasks in self.tasks], "give each a `name` of its own")
+        distinct("tasks", [tasks.name for tasks in self.tasks], "give each a `name` of its own")
         return self
-
-
-def _distinct(what: str, names: list[str], remedy: str) -> None:
-    """Raises ValueError for a name that occurs twice."""
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{what}: two have the name {name!r}; {remedy}")
 
 
 class Run(Section):
@@ -290,6 +277,10 @@ class Run(Section):
     @field_validator("sparsity", mode="before")
     @classmethod
     def _parses(cls, value: Any) -> Any:
+        if type(value) is int and 0 < value // 60 < value % 60:  # to base 60, as YAML 1.1 counts times
+            raise ValueError(
+                f'put {value // 60}:{value % 60} in quotes: "{value // 60}:{value % 60}"; YAML reads {value}'
+            )
         try:
             Pattern.parse(value)
         except GrampruneError as error:
@@ -315,6 +306,11 @@ class Run(Section):
             )
         if self.retargeted and not self.updated:
             raise ValueError("target 'dense' moves weights, but update 'none' keeps them as they were; use an update")
+        if self.granularity == "matrix" and self.pattern.group:
+            raise ValueError(
+                f"granularity 'matrix' says where a fraction is counted, but sparsity {self.pattern} is counted in "
+                "groups; leave granularity out, or give a fraction"
+            )
         if isinstance(self.mask, MrpMask):
             self.mask.check(self.pattern)
         return self
@@ -434,7 +430,7 @@ class Settings(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     batch_size: Positive = Field(8, description="Sequences or windows per forward pass; changes only rounding.")
     threads: Positive = Field(1, description="CPU threads per job.")
-    results: str = Field("results", description="Folder of everything that is made.")
+    results: Place = Field("results", description="Folder of everything that is made.")
     keep: Literal["all", "gram", "results"] = Field(
         "all",
         description="What stays when no job needs it any more: everything; Gram matrices, masks and weights, but no "
@@ -447,15 +443,23 @@ class Settings(Section):
     def _as_list(cls, value: Any) -> Any:
         return value if isinstance(value, list) else [value]
 
+    @field_validator("results")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        return str(Path(value))  # no `./` in front and no slashes at the end: Snakemake compares paths as texts
+
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        for what, names in (("model", [m.name for m in self.model]), ("runs", [r.name for r in self.runs])):
-            _distinct(what, names, "give each a `name` of its own")
+        ours, taken = "a file or folder of ours", outputs.taken()
+        for what, names, others, kind in (
+            ("model", [model.name for model in self.model], taken["model"], ours),
+            ("runs", [run.name for run in self.runs], taken["run"], ours),
+            ("datasets", [*self.datasets], EMBEDDED, "an embedded dataset"),
+        ):
+            distinct(what, names, "give each a `name` of its own")
             for name in names:
-                if name in RESERVED[what]:
-                    raise ValueError(f"{what}: the name {name!r} is a folder of ours; choose another")
-        for name in EMBEDDED.keys() & self.datasets.keys():
-            raise ValueError(f"datasets: the name {name!r} is an embedded dataset; choose another")
+                if name.lower() in map(str.lower, others):
+                    raise ValueError(f"{what}: the name {name!r} is {kind}; choose another")
         for where, name in self.dataset_uses:
             if name not in self.all_datasets:
                 raise ValueError(f"{where}: there is no dataset {name!r}; {suggest(name, self.all_datasets)}")
@@ -472,6 +476,16 @@ class Settings(Section):
         uses = [("calibration.dataset", name) for name in self.calibration.shares]
         texts = self.evaluation.perplexity.datasets
         return uses + [("evaluation.perplexity.datasets", text.dataset) for text in texts]
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Files and folders of the user's that are read, by their settings."""
+        found = {f"model {model.name}": model.location for model in self.model if model.kind == "folder"}
+        for name, text in self.datasets.items():
+            found |= {f"datasets.{name}.path{f'[{i}]' * (len(text.paths) > 1)}": p for i, p in enumerate(text.paths)}
+        for place, entry in enumerate(self.evaluation.tasks):
+            found |= {f"evaluation.tasks[{place}].include_path": entry.include_path} if entry.include_path else {}
+        return found
 
     @property
     def token_settings(self) -> dict[str, Any]:
@@ -538,70 +552,9 @@ class Settings(Section):
         return self.model_dump(exclude=elsewhere, exclude_defaults=True, mode="json")
 
 
-def load(config: dict[str, Any]) -> Settings:
+def load(config: Any) -> Settings:
     """The settings of a parsed config.yaml. Raises GrampruneError with one sentence about the first mistake."""
     try:
         return Settings.model_validate(config)
     except ValidationError as error:
-        raise GrampruneError(_sentence(error.errors()[0])) from error
-
-
-def _sentence(error: dict[str, Any]) -> str:
-    """One sentence from pydantic's description of a mistake: the setting, what was found, what is expected."""
-    # pydantic puts the method's name into the place, behind the key that chooses it; nobody wrote it there.
-    place = [part for key, part in zip(("", *error["loc"]), error["loc"], strict=False) if not _is_tag(key, part)]
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
-    kind, found, context = error["type"], error["input"], error.get("ctx", {})
-    if kind == "extra_forbidden":
-        parent, _, key = where.rpartition(".")
-        allowed = _allowed_keys(error["loc"][:-1])
-        return f"config: {parent + ': ' if parent else ''}there is no setting {key!r}; {suggest(key, allowed)}"
-    if kind == "union_tag_invalid":
-        allowed = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
-        return f"config: {where}: there is no method {context['tag']!r}; {suggest(context['tag'], allowed)}"
-    if kind == "union_tag_not_found":
-        return f"config: {where}: expected a method's name, or a mapping with `method`; found {found!r}."
-    if kind == "missing":
-        return f"config: {where} is missing."
-    if kind == "value_error":
-        return f"config: {where + ': ' if where else ''}{str(context['error']).rstrip('.')}."
-    if kind == "literal_error":
-        allowed = [word.strip(" '") for word in re.split(r",| or ", context["expected"])]
-        return f"config: {where} is {found!r}; {suggest(str(found), allowed)}"
-    if kind == "string_pattern_mismatch":
-        return f"config: {where} is {found!r}; expected text that matches {context['pattern']}."
-    expected = "a mapping with keys" if kind in ("model_type", "model_attributes_type", "dict_type") else error["msg"]
-    return f"config: {where} is {found!r}; expected: {expected.removeprefix('Input should be ')}."
-
-
-def _is_tag(key: Any, part: Any) -> bool:
-    return any(part in names_of(method) for method in METHODS.get(key, ()))
-
-
-def _allowed_keys(place: tuple) -> list[str]:
-    """The keys of the section at a place in the configuration."""
-    section: Any = Settings
-    for part in place:
-        section = _inside(section, part)
-    return list(visible_fields(section))
-
-
-def _inside(annotation: Any, part: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        annotation = annotation.model_fields[part].annotation if part in annotation.model_fields else annotation
-    sections = sections_in(annotation)
-    tagged = [s for s in sections if "method" in s.model_fields and part in names_of(s)]
-    return (tagged or sections or [annotation])[0] if len(tagged or sections) == 1 else annotation
-
-
-def sections_in(annotation: Any) -> list[type[Section]]:
-    """The sections that occur in a type."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for argument in get_args(annotation) for section in sections_in(argument)]
-
-
-def visible_fields(section: type[Section]) -> dict[str, FieldInfo]:
-    """The keys of a section that a user may write."""
-    fields = section.model_fields.items()
-    return {name: field for name, field in fields if not (field.json_schema_extra or {}).get("internal")}
+        raise GrampruneError(mistakes.sentence(error.errors()[0], Settings)) from error

@@ -206,9 +206,8 @@ def layers(results: list[Results]) -> alt.TopLevelMixin | None:
 
 def reduction(results: list[Results]) -> alt.TopLevelMixin | None:
     """What refinement and update made of the first mask's error: 0.1 is a tenth of it, above 1 is worse."""
-    records = [
-        {**r, "left": r["end"] / r["start"]} for r in _errors(results) if r.get("start") and r["end"] != r["start"]
-    ]
+    changed = [r for r in _errors(results) if r.get("start") and r["end"] not in (0, r["start"])]
+    records = [{**r, "left": r["end"] / r["start"]} for r in changed]
     if not records:
         return None
     farthest = max(max(r["left"], 1 / r["left"]) for r in records)  # so that white is 1: neither better nor worse

@@ -13,7 +13,7 @@ from gramprune.experiment.settings import Run
 from gramprune.progress import duration
 from gramprune.report import results as tables
 from gramprune.report.charts import method
-from gramprune.report.read import Results
+from gramprune.report.read import Results, Text
 
 TITLES = {
     "perplexity": "Perplexity",
@@ -33,6 +33,9 @@ NO_NETWORK = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"
 )
 """What a browser lets the page do: its own scripts and styles, and nothing from elsewhere."""
+
+AS_DATA = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
+"""JSON in a page: no text in it can end its element, nor begin a comment in which the rest would be lost."""
 
 STYLE = """
 :root{--line:#e5e7eb;--soft:#6b7280;--ink:#111827}
@@ -78,6 +81,7 @@ def page(results: list[Results], charts: dict[str, tuple[str, dict[str, Any]]], 
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f'<meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">',
+        "<meta name=generator content=gramprune>",
         f"<title>Gramprune: {escape(models)}</title><style>{STYLE}</style>",
         f"<h1>Pruned models, compared</h1><p class=soft>{escape(models)}; {runs} runs beside the dense model. "
         f"{escape(', '.join(str(one.folder) for one in results))}</p>",
@@ -85,14 +89,14 @@ def page(results: list[Results], charts: dict[str, tuple[str, dict[str, Any]]], 
         answer(results),
     ]
     for name, (caption, spec) in charts.items():
-        content = json.dumps(spec, separators=(",", ":")).replace("</", "<\\/")
+        content = json.dumps(spec, separators=(",", ":"), allow_nan=False).translate(AS_DATA)
         parts.append(
             f"<h2 id={name}>{TITLES[name]}</h2><figure><figcaption>{escape(caption)}</figcaption>"
             f"<div class=wide><div id=chart-{name}></div></div></figure>"
             f"<script type='application/json' data-chart=chart-{name}>{content}</script>"
         )
     parts += [health(results), provenance(results)]
-    library = library.replace("</script", "<\\/script")
+    library = library.replace("</script", "<\\/script").replace("<!--", "<\\!--")
     parts.append(f"<script>{library}</script><script>{SCRIPT}</script></html>")
     return "\n".join(parts)
 
@@ -161,9 +165,9 @@ def _heading(name: str) -> str:
 
 def _interval(name: str, row: dict[str, Any]) -> str:
     what = name.removeprefix("perplexity_")
-    if what == name or row.get(f"delta_{what}") is None:
+    change, low, high = (row.get(f"delta_{part}{what}") for part in ("", "low_", "high_"))
+    if what == name or change is None or low is None or high is None:
         return ""
-    change, low, high = (row[f"delta_{part}{what}"] for part in ("", "low_", "high_"))
     return f"<small>{change:+.2f} [{low:+.2f}, {high:+.2f}]</small>"
 
 
@@ -205,10 +209,10 @@ def legend(rows: list[dict[str, Any]], names: list[str]) -> list[str]:
         what = name.removeprefix("perplexity_") if name.startswith("perplexity_") else name.partition("_")[2]
         said = []
         for condition in conditions:
-            row = next(row for row in rows if row.get(f"same_{name}") == condition)
+            row = next(row for row in rows if row.get(f"same_{name}") == condition and row.get(name) is not None)
             if f"window_{what}" in row:
-                tokens, window, stride = (row[f"{part}_{what}"] for part in ("tokens", "window", "stride"))
-                text = f"{tokens:,} tokens in windows of {window}, stride {stride}"
+                tokens, window, stride = (row.get(f"{part}_{what}") for part in ("tokens", "window", "stride"))
+                text = f"{tokens or 0:,} tokens in windows of {window}, stride {stride}"
             else:
                 text = f"{row.get(f'items_{what}')} items, {row.get(f'shots_{what}')} examples in the prompt"
             of = ", ".join(dict.fromkeys(r["model"] for r in rows if r.get(f"same_{name}") == condition))
@@ -268,10 +272,7 @@ def _checks(one: Results, model: str, run: Run) -> list[str]:
     places = ", ".join(f"block {row['block']} {row['linear']}" for row in worse[:8]) + (" …" if len(worse) > 8 else "")
     swapped = [row for stage, row in rows if stage == "refine" and row.get("swaps") is not None]
     shares = [row["certified"] for row in swapped if row.get("certified") is not None]
-    recipe = one.folder / model / run.name / "checkpoint" / "gramprune.json"
-    zeros = "-"
-    if recipe.exists():
-        zeros = f"{sum(m['kept_zeros'] for m in json.loads(recipe.read_text())['matrices']):,}"
+    zeros = one.kept_zeros(model, run.name)
     return [
         f"{tokens:,}",
         f"{max(dampings):g}" if dampings else "-",
@@ -281,7 +282,7 @@ def _checks(one: Results, model: str, run: Run) -> list[str]:
         else "0",
         f"{sum(row['swaps'] for row in swapped):,}" if swapped else "-",
         f"{100 * sum(shares) / len(shares):.1f} %" if shares else "-",
-        zeros,
+        "-" if zeros is None else f"{zeros:,}",
     ]
 
 
@@ -302,26 +303,26 @@ def _sources(one: Results) -> list[tuple[str, str]]:
     found: dict[str, dict[str, None]] = defaultdict(dict)
     for (model, _), evaluations in one.evaluations.items():
         for evaluation in evaluations:
-            made = evaluation["model"]
-            at = f" at revision {made['revision']}" if made.get("revision") else ""
-            found[f"model {model}"][f"{made['source']}{at}, fingerprint {made['fingerprint']}"] = None
-            if "data" in evaluation:
-                found[f"text {evaluation['dataset']}"][_text(evaluation["data"])] = None
-            for name, task in evaluation.get("tasks", {}).items():
-                said = f"lm-eval {evaluation['lm_eval']}, version {task['version']}, {task['items']:,} items"
-                found[f"task {name}"][f"{said}, sha256 {task['sha256'][:16]}"] = None
-            found["versions"][", ".join(f"{k} {v}" for k, v in evaluation["versions"].items())] = None
-            machine = evaluation["hardware"]
-            gpu = f", {machine['gpu']}" if "gpu" in machine else ""
-            found["evaluated on"][f"{machine['cpu']}, {machine['cores']} cores{gpu}; {evaluation['dtype']}"] = None
+            made = evaluation.model
+            at = f" at revision {made.revision}" if made.revision else ""
+            found[f"model {model}"][f"{made.source}{at}, fingerprint {made.fingerprint}"] = None
+            if evaluation.data:
+                found[f"text {evaluation.dataset}"][_text(evaluation.data)] = None
+            for name, task in evaluation.tasks.items():
+                said = f"lm-eval {evaluation.lm_eval}, version {task.version}, {task.items:,} items"
+                found[f"task {name}"][f"{said}, sha256 {task.sha256[:16]}"] = None
+            found["versions"][", ".join(f"{k} {v}" for k, v in evaluation.versions.items())] = None
+            machine = evaluation.hardware
+            gpu = f", {machine.gpu}" if machine.gpu else ""
+            found["evaluated on"][f"{machine.cpu}, {machine.cores} cores{gpu}; {evaluation.dtype}"] = None
     return [(name, "; ".join(texts)) for name, texts in found.items()]
 
 
-def _text(data: dict[str, Any]) -> str:
-    source = data["settings"].get("hub") or data["settings"].get("path") or "embedded"
+def _text(data: Text) -> str:
+    source = data.settings.get("hub") or data.settings.get("path") or "embedded"
     source = ", ".join(source) if isinstance(source, list) else source
-    at = f" at revision {data['revision']}" if data.get("revision") else ""
-    return f"{source}{at}, {data['documents']:,} documents, sha256 {data['sha256'][:16]}"
+    at = f" at revision {data.revision}" if data.revision else ""
+    return f"{source}{at}, {data.documents:,} documents, sha256 {data.sha256[:16]}"
 
 
 def _listed(pairs: list[tuple[str, str]]) -> str:

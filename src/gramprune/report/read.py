@@ -6,14 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from gramprune.errors import GrampruneError
+from pydantic import BaseModel, ValidationError
+
+from gramprune.errors import GrampruneError, shorter
 from gramprune.experiment import pipeline, settings
 from gramprune.experiment.measured import Measured, times
 from gramprune.experiment.pipeline import Job, Key
 from gramprune.experiment.resources import Need
 from gramprune.experiment.settings import Run, Settings
+from gramprune.report import results as tables
+from gramprune.report.results import AGAIN
 from gramprune.storage import files
 
 STAGES = {  # in the order in which they are drawn
@@ -31,6 +35,86 @@ STAGES = {  # in the order in which they are drawn
     "summary": "#374151",
     "report": "#111827",
 }
+
+
+class Source(BaseModel):
+    """A model, as an evaluation knows it."""
+
+    source: str
+    fingerprint: str
+    revision: str | None = None
+
+
+class Text(BaseModel):
+    """A text, as an evaluation knows it."""
+
+    settings: dict[str, Any]
+    documents: int
+    sha256: str
+    revision: str | None = None
+
+
+class Task(BaseModel):
+    """A task of lm-eval, as an evaluation knows it."""
+
+    version: float | str
+    items: int
+    sha256: str
+
+
+class Machine(BaseModel):
+    """What an evaluation ran on."""
+
+    cpu: str
+    cores: int | None
+    gpu: str | None = None
+
+
+class Evaluation(BaseModel):
+    """What the page says of an evaluation: where its figures are from."""
+
+    model: Source
+    versions: dict[str, str]
+    hardware: Machine
+    dtype: str
+    dataset: str = ""
+    data: Text | None = None
+    lm_eval: str = ""
+    tasks: dict[str, Task] = {}
+
+
+class Experiment(BaseModel):
+    """What `experiment.json` says."""
+
+    config: dict[str, Any]
+    versions: dict[str, str]
+
+
+class Matrix(BaseModel):
+    """A pruned matrix, as a checkpoint's recipe knows it."""
+
+    kept_zeros: int
+
+
+class Recipe(BaseModel):
+    """What the page says of a checkpoint."""
+
+    matrices: list[Matrix]
+
+
+Content = TypeVar("Content", bound=BaseModel)
+
+
+def _understood(kind: type[Content], path: Path) -> Content:
+    """What stands in a JSON file. Raises GrampruneError, naming it, if it is missing or holds something else."""
+    content = files.read_json(path)
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        found = error.errors()[0]
+        place = ".".join(map(str, found["loc"])) or "it"
+        expected = found["msg"].removeprefix("Input should be ")
+        raise GrampruneError(f"{path}: {place} is {shorter(found['input'])}; expected: {expected}; {AGAIN}.") from error
 
 
 @dataclass(frozen=True)
@@ -55,13 +139,13 @@ class Results:
         return times(self.folder, self.jobs)
 
     @cached_property
-    def evaluations(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    def evaluations(self) -> dict[tuple[str, str], list[Evaluation]]:
         """What was measured, by model and run, in the order of the settings."""
         names = [f"perplexity_{text.dataset}" for text in self.settings.evaluation.perplexity.datasets]
         names += [f"tasks_{name}" for name in self.settings.tasks]
         return {
             (row["model"], row["run"]): [
-                files.read_json(self.folder / row["model"] / row["run"] / "evaluation" / f"{name}.json")
+                _understood(Evaluation, self.folder / row["model"] / row["run"] / "evaluation" / f"{name}.json")
                 for name in names
             ]
             for row in self.rows
@@ -117,7 +201,7 @@ class Results:
             for key in needed
         }
         wall, _ = pipeline.longest_chain(alone, lambda need: need.start)
-        on_gpu = any("gpu" in evaluation["hardware"] for evaluation in self.evaluations[model, run])
+        on_gpu = any(evaluation.hardware.gpu for evaluation in self.evaluations[model, run])
         seconds = {
             "wall": wall,
             "hours": sum(each.seconds for each in taken.values()),
@@ -126,23 +210,40 @@ class Results:
         }
         return {name: value / 3600 for name, value in seconds.items()}
 
+    def kept_zeros(self, model: str, run: str) -> int | None:
+        """How many weights of a checkpoint are zero although the mask keeps them; None where there is no checkpoint."""
+        path = self.folder / model / run / "checkpoint" / "gramprune.json"
+        return sum(m.kept_zeros for m in _understood(Recipe, path).matrices) if path.exists() else None
+
 
 def read(folder: Path) -> Results:
-    """A folder of results. Raises GrampruneError if there are none."""
-    import pyarrow.parquet as parquet
-
+    """A folder of results. Raises GrampruneError, naming the file, if there are none or one is damaged."""
     experiment = folder / "experiment.json"
     if not experiment.exists():
         raise GrampruneError(
             f"{folder} holds no results ({experiment.name} is missing): run snakemake to its end first."
         )
-    made = files.read_json(experiment)
-    known = settings.load(made["config"])
-    return Results(
-        folder=folder,
-        settings=known,
-        versions=made["versions"],
-        rows=parquet.read_table(folder / "summary.parquet").to_pylist(),
-        layers=parquet.read_table(folder / "layers.parquet").to_pylist(),
-        layouts={model.name: files.read_json(folder / model.name / "layout.json") for model in known.model},
-    )
+    made = _understood(Experiment, experiment)
+    try:
+        known = settings.load(made.config)
+    except GrampruneError as error:
+        raise GrampruneError(f"{experiment}: {error}") from error
+    rows = tables.read_summary(folder / "summary.parquet")
+    expected = [(row["model"], row["run"]) for row in known.summary_settings]
+    if [(row["model"], row["run"]) for row in rows] != expected:
+        raise GrampruneError(
+            f"{folder / 'summary.parquet'} has other rows than the runs of {experiment}: run snakemake to its end."
+        )
+    layouts = {model.name: _layout(folder / model.name / "layout.json", model.name, known) for model in known.model}
+    layers = tables.read_layers(folder / "layers.parquet")
+    return Results(folder, known, made.versions, rows, layers, layouts)
+
+
+def _layout(path: Path, model: str, known: Settings) -> dict[str, Any]:
+    """A model's layout, from which its jobs can be told. Raises GrampruneError if they cannot."""
+    found = files.read_json(path)
+    try:
+        pipeline.jobs(known, {model: found})
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise GrampruneError(f"{path} does not describe a model: run `snakemake -n` to have it made again.") from error
+    return found

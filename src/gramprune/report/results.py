@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import pyarrow as arrow
 import pyarrow.csv
 import pyarrow.parquet
 
-from gramprune.errors import GrampruneError
+from gramprune.errors import GrampruneError, shorter
 from gramprune.storage import files
 from gramprune.storage.fingerprint import canonical, short
 
+AGAIN = "it is damaged or not gramprune's: delete it, and run snakemake to have it made again"
 RECIPE = ("mask", "refine", "update", "pattern", "granularity", "propagation", "target", "precision")
 USUAL = {"target": "own", "precision": "float32"}  # not shown to people unless a run has another
 SHOWN = ("perplexity_", "acc_")
@@ -135,6 +138,71 @@ def write_table(content: arrow.Table, parquet: Path, csv: Path | None = None) ->
     if csv is not None:
         with files.atomic(Path(csv)) as part:
             pyarrow.csv.write_csv(content, part, pyarrow.csv.WriteOptions(quoting_style="needed"))
+
+
+def read_table(path: Path, texts: Container[str], needed: Iterable[str]) -> list[dict[str, Any]]:
+    """The rows of a table that `write_table` wrote. texts: its columns that hold text; all others hold numbers.
+
+    Raises GrampruneError, naming the file, if it is missing, damaged, or has other columns.
+    """
+    try:
+        content = pyarrow.parquet.read_table(path)
+        rows = content.to_pylist()
+    except FileNotFoundError as error:
+        raise GrampruneError(
+            f"{path} does not exist: run snakemake to its end, or name the folder of results."
+        ) from error
+    except (OSError, ValueError, arrow.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise GrampruneError(f"{path} cannot be read as a table: {reason}; {AGAIN}.") from error
+    for name in needed:
+        if name not in content.column_names:
+            raise GrampruneError(f"{path} has no column {name!r}; {AGAIN}.")
+    for field in content.schema:
+        is_text = pyarrow.types.is_string(field.type) or pyarrow.types.is_large_string(field.type)
+        kind = field.type.value_type if pyarrow.types.is_list(field.type) else field.type
+        is_number = pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind)
+        if not pyarrow.types.is_null(kind) and not (is_text if field.name in texts else is_number):
+            expected = "text" if field.name in texts else "numbers"
+            raise GrampruneError(
+                f"{path}: the column {shorter(field.name)} holds {field.type}, expected {expected}; {AGAIN}."
+            )
+    return rows
+
+
+def read_summary(path: Path) -> list[dict[str, Any]]:
+    """The summary's rows, one per model and run. Raises GrampruneError, naming it, if it is missing or damaged."""
+    head = ("model", "run", *RECIPE, "sparsity")
+    same = [f"same_{name}" for name in _column_names(path) if name.startswith(SHOWN)]
+    rows = read_table(path, {"model", "run", *RECIPE, *same}, head)
+    for row in rows:
+        known = ("model", "run", "sparsity") if row["run"] == "dense" else head
+        if lacking := [name for name in known if row[name] is None]:
+            raise GrampruneError(f"{path}: a row has no {lacking[0]}; {AGAIN}.")
+    return rows
+
+
+def read_layers(path: Path) -> list[dict[str, Any]]:
+    """What every stage measured of every linear. Raises GrampruneError, naming it, if it is missing or damaged."""
+    texts = {"model", "run", "stage", "mask", "refine", "linear"}
+    head = ("model", "run", "stage", "block", "linear", "tokens", "dead_inputs", "error", "relative_error")
+    rows = read_table(path, texts, head)
+    errors = {"capture": (), "mask": ("error", "relative_error")}
+    for row in rows:
+        figures = [row.get(name) for name in errors.get(row["stage"], ("error", "relative_error", "error_before"))]
+        figures += [row["tokens"], row["dead_inputs"]] if row["stage"] == "capture" else [*(row.get("curve") or ())]
+        is_number = all(figure is not None and 0 <= figure < math.inf for figure in figures)
+        if not is_number or any(row[name] is None for name in ("model", "run", "stage", "block", "linear")):
+            where = f"block {row['block']}, {shorter(row['linear'])}, stage {shorter(row['stage'])}"
+            raise GrampruneError(f"{path}: {where}: a figure is missing or cannot be; {AGAIN}.")
+    return rows
+
+
+def _column_names(path: Path) -> list[str]:
+    try:
+        return pyarrow.parquet.read_schema(path).names
+    except (OSError, ValueError, arrow.ArrowException):
+        return []  # reading the table says why
 
 
 def shown(rows: list[dict[str, Any]]) -> list[str]:

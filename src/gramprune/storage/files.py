@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from gramprune.errors import GrampruneError
+
+MARK = ".gramprune"  # in folders of ours
+EXPLAINED = "What it has made in this folder, it may replace or remove; nothing else."
+LARGE = 1 << 20  # bytes
 
 REMEDIES = {  # of what the system may say of a file that is written
     errno.ENOSPC: "make room on that disk",
@@ -47,22 +52,81 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name, and its place, when the block ends well.
+def atomic_folder(
+    folder: Path,
+    record: Path | None = None,  # where it is kept which files are ours; by default `.gramprune` in the folder
+    last: str = "",  # the file that says that the others are there
+) -> Iterator[Path]:
+    """A temporary folder beside `folder`, whose files take their places in it when the block ends well.
 
-    Raises GrampruneError, naming the folder, when the disk is full or cannot be written.
+    What was put there this way before goes; what others have put there stays. Should the machine die meanwhile, files
+    are missing, the last one among them: old and new ones never lie side by side.
+    Raises GrampruneError, naming the path, when something that is not ours is in the way, the disk is full or cannot
+    be written.
     """
+    folder = Path(folder).resolve() if Path(folder).is_symlink() else Path(folder)
+    record = record or folder / MARK
     part = _temporary(folder)
     with _said(folder, part):
         try:
             _remove_leftovers(folder)
             part.mkdir(parents=True)
             yield part
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(part, folder)
+            made = {path.name: _signature(path) for path in part.iterdir()}
+            ours = _recorded(record, folder)
+            if in_the_way := sorted(name for name in made.keys() - ours if os.path.lexists(folder / name)):
+                raise GrampruneError(
+                    f"{folder / in_the_way[0]} is in the way: gramprune has not made it, or it was changed since; move "
+                    "it, or delete it if you do not need it."
+                )
+            folder.mkdir(exist_ok=True)
+            _keep_record(record, {**ours, **made})
+            for name in ours:
+                (folder / name).unlink(missing_ok=True)
+            for name in sorted(made, key=last.__eq__):
+                os.replace(part / name, folder / name)
+            _keep_record(record, made)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _recorded(record: Path, folder: Path) -> dict[str, str]:
+    """By name, the signatures of the files that we have put into a folder and nobody has changed since."""
+    with suppress(GrampruneError, LookupError, TypeError, AttributeError):  # no record, or not one of ours
+        known = {name: sign for name, sign in read_json(record)["files"].items() if sign and Path(name).name == name}
+        return {name: sign for name, sign in known.items() if _signature(folder / name) == sign}
+    return {}
+
+
+def _keep_record(record: Path, made: dict[str, str]) -> None:
+    content = {"made by gramprune": EXPLAINED, "files": made}
+    with suppress(GrampruneError):
+        if read_json(record) == content:
+            return
+    write_json(record, content)
+
+
+def _signature(path: Path) -> str:
+    """Tells whether a file is still as it was, a large one by its size; nothing for what is no file."""
+    if not path.is_file():
+        return ""
+    size = path.stat().st_size
+    return f"{size} {hashlib.sha256(path.read_bytes()).hexdigest() if size <= LARGE else ''}".strip()
+
+
+def claim(folder: Path, places: Iterable[str]) -> None:
+    """Make a folder one of ours, in which what is at these places is made, replaced and removed, unless it is already.
+
+    Raises GrampruneError if something is at one of the places that we have not made, or it cannot be written.
+    """
+    if (folder / MARK).exists():
+        return
+    if taken := sorted(place for place in places if os.path.lexists(folder / place)):
+        raise GrampruneError(
+            f"{folder / taken[0]} is in the way: gramprune has not made it, and would write there; choose another "
+            "folder, or move it."
+        )
+    write_json(folder / MARK, {"made by gramprune": EXPLAINED})
 
 
 def _temporary(path: Path) -> Path:
@@ -102,7 +166,7 @@ def _said(path: Path, part: Path) -> Iterator[None]:
     except OSError as error:
         known = {str(place) for place in (path, part, path.parent)}
         names = [str(name) for name in (error.filename, error.filename2) if name is not None] or [str(part)]
-        if any(name in known or name.startswith(f"{part}{os.sep}") for name in names):
+        if any(name in known or name.startswith((f"{part}{os.sep}", f"{path}{os.sep}")) for name in names):
             remedy = REMEDIES.get(error.errno)
             advice = f"; {remedy}, then run snakemake again" if remedy else ""
             raise GrampruneError(
