@@ -118,6 +118,7 @@ def test_text_with_too_few_windows_is_counted(clone, config, tmp_path):
     path = tmp_path / "short.jsonl"
     path.write_text('{"text": "A short document."}\n' * 500)
     new = changed(config, lambda c: (c["datasets"].update(calibration={"path": str(path)}), c.update(results="few")))
+    new["calibration"]["pack"] = "never"
     done = clone.snakemake("few/tiny/calibration.safetensors", config=new)
     assert_one_sentence(done, "the dataset calibration has 500 documents with 0 windows of 64 tokens")
 

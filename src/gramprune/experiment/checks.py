@@ -169,16 +169,11 @@ def check_texts(chosen: Settings) -> None:
     That is what is missing, of no known format, without a document, or certainly too short: a token is a byte at least.
     """
     calibration, perplexity = chosen.calibration, chosen.evaluation.perplexity
-    needed = {
-        name: samples * (calibration.length - 1) for name, samples in calibration.shares.items()
-    }  # BOS is no text
+    uses = [(name, samples, calibration.length, calibration.length) for name, samples in calibration.shares.items()]
     for text in perplexity.datasets:
         windows = text.windows or perplexity.windows or 1
-        tokens = (
-            perplexity.length - 1 + (windows - 1) * min(perplexity.stride or perplexity.length, perplexity.length - 1)
-        )
-        needed[text.dataset] = max(needed.get(text.dataset, 0), tokens)
-    for name, tokens in needed.items():
+        uses.append((text.dataset, windows, perplexity.length, perplexity.stride or perplexity.length))
+    for name in dict.fromkeys(use[0] for use in uses):
         dataset = chosen.all_datasets[name]
         if not dataset.path:
             continue
@@ -186,13 +181,17 @@ def check_texts(chosen: Settings) -> None:
         if kind == "messages":
             check_chat_templates(chosen, name)
         paths = [Path(path) for path in dataset.paths]
+        if kind != "text" or any(path.suffix.lower() in (".parquet", *formats.COMPRESSED) for path in paths):
+            continue
         size = sum(path.stat().st_size for path in paths)
-        plain = not any(path.suffix.lower() in (".parquet", *formats.COMPRESSED) for path in paths)
-        if kind == "text" and plain and size < tokens:
-            raise GrampruneError(
-                f"config: the dataset {name} ({', '.join(dataset.paths)}) has {size:,} bytes, too little text for the "
-                f"{tokens:,} tokens that are asked for (samples or windows × length); give more text or ask for less."
-            )
+        for count, length, stride in (use[1:] for use in uses if use[0] == name):
+            text = length - 1  # BOS is none
+            if size < text + (count - 1) * min(stride, text):
+                raise GrampruneError(
+                    f"config: the dataset {name} ({', '.join(dataset.paths)}) has {size:,} bytes, too little text for "
+                    f"the {length + (count - 1) * stride:,} tokens that are asked for (samples or windows × length); "
+                    "give more text or ask for less."
+                )
 
 
 def check_chat_templates(chosen: Settings, dataset: str) -> None:

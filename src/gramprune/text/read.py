@@ -58,16 +58,18 @@ def documents(dataset: dict[str, Any], name: str, noted: Counter[str]) -> Iterat
     for where, row in _rows(dataset, name):
         if number == limit:
             return
+        place = ""
         if isinstance(row, dict):
             field = field or next((field for field in FIELDS if row.get(field) is not None), None)
             row = _selected(row, field or next(filter(row.__contains__, FIELDS), FIELDS[0]), where)
+            place = f" in the field {field!r}"
         elif dataset.get("field") and not isinstance(row, Iterator):
             raise GrampruneError(f"{where} has {_described(row)}; expected an object with the field {field!r}.")
         if row is None or row == []:
             noted["null_rows" if row is None else "empty_rows"] += 1
             continue
         try:
-            found, document = _document(row, f" in the field {field!r}" if field else "", where, noted)
+            found, document = _document(row, place, where, noted)
         except RecursionError as error:
             raise GrampruneError(f"{where} has lists in lists, too deep to be a document.") from error
         kind = kind or found
@@ -177,7 +179,7 @@ def _selected(row: dict[str, Any], field: str, where: str) -> Any:
     return value
 
 
-def _document(value: Any, field: str, where: str, noted: Counter[str]) -> tuple[str, Document]:
+def _document(value: Any, place: str, where: str, noted: Counter[str]) -> tuple[str, Document]:
     """Kind and content of what a row holds."""
     if isinstance(value, str):
         noted["empty_texts"] += not value
@@ -196,9 +198,9 @@ def _document(value: Any, field: str, where: str, noted: Counter[str]) -> tuple[
     if isinstance(value, list) and all(type(token) is int for token in value):
         odd = next((token for token in value if not 0 <= token < 1 << 31), None)
         if odd is not None:
-            raise GrampruneError(f"{where} has the token {odd}{field}; expected ids of a vocabulary, which begin at 0.")
+            raise GrampruneError(f"{where} has the token {odd}{place}; expected ids of a vocabulary, which begin at 0.")
         return "input_ids", value
-    raise GrampruneError(f"{where} has {_described(value)}{field}; expected text, a list of messages, or token ids.")
+    raise GrampruneError(f"{where} has {_described(value)}{place}; expected text, a list of messages, or token ids.")
 
 
 def _message(message: dict[str, Any], where: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from gramprune.storage import files
 from gramprune.text.formats import first_line
 from gramprune.text.read import LONGEST, Document
 
-PIECE = 1 << 16  # characters, or token ids, of a row
+PIECE = 1 << 14  # characters, or token ids, of a row
 GROUP = 1 << 20  # bytes of a row group
 GAP = re.compile(r"(?<=\S) (?=\S)")  # where tokenizers that split at spaces give the same tokens on both sides
 
@@ -72,8 +72,8 @@ def write(
         if rows:
             write_group()
         if not size:
-            found = f"{count:,} documents, all empty" if count else "no document in it"
-            raise GrampruneError(f"dataset {about['dataset']}: there is {found}; give text.")
+            found = f"its {count:,} documents are all empty" if count else "there is no document in it"
+            raise GrampruneError(f"dataset {about['dataset']}: {found}; give text.")
         about = {**about, **+noted, "kind": kind, "documents": count, "bytes": size, "sha256": digest.hexdigest()}
         writer.add_key_value_metadata({"gramprune": json.dumps(about, sort_keys=True)})
     return about
@@ -102,7 +102,7 @@ def _pieces(kind: str, document: Document) -> Iterator[Any]:
 class Documents(Sequence):
     """The documents of a file that `write` wrote, read when asked for.
 
-    One of more than LONGEST bytes counts as several, of about `piece` bytes each.
+    One of more than LONGEST bytes counts as several, of about `piece` bytes each, LONGEST at most.
     Raises GrampruneError if the file is damaged.
     """
 
@@ -129,7 +129,7 @@ class Documents(Sequence):
         size = 0
         if sum(self._sizes[first:end]) > LONGEST:
             for row in range(first, end):
-                if size and size + self._sizes[row] > piece:
+                if size and size + self._sizes[row] > min(piece, LONGEST):
                     yield first, row
                     first, size = row, 0
                 size += self._sizes[row]

@@ -7,8 +7,10 @@ tokenizer, which then puts the token in front of any text.
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +113,11 @@ class Tokens:
 
 def encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
     """The tokens of a text of any length; with those that the tokenizer puts around it, if `special`."""
-    return tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
+    if len(text) > LONGEST // 4:
+        with suppress(AttributeError, OSError):  # other systems have no malloc_trim
+            ctypes.CDLL(None).malloc_trim(0)  # else what tokenizers free stays in pieces: 100 MiB more with every text
+    return ids
 
 
 def front(tokenizer: Any, bos: str) -> list[int]:
