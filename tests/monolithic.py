@@ -12,7 +12,7 @@ import gramprune as gp
 
 
 def load(folder: Path, place: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> torch.nn.Module:
-    """The whole model as transformers loads it. place: by default each weight gets memory of its own, as in the stages.
+    """The whole model. place: by default every weight gets memory of its own, as in the stages.
 
     transformers maps files, where a weight may begin anywhere, and the order of a product's sums depends on that.
     """
