@@ -117,7 +117,7 @@ def test_a_damaged_layout_is_made_again(clone, damage):
 def test_a_folder_without_safetensors_is_named(clone, config, tiny_model, tmp_path):
     shutil.copy(tiny_model / "config.json", tmp_path)
     done = clone.snakemake("--dry-run", config=changed(config, lambda c: c.update(model=str(tmp_path))))
-    assert_one_sentence(done, f"{tmp_path} holds no .safetensors file")
+    assert_one_sentence(done, f"{tmp_path} holds no model.safetensors")
 
 
 def test_fused_experts_are_refused_before_any_job(clone, config, tiny_model, tmp_path):

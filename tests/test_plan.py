@@ -55,7 +55,7 @@ def test_a_plan_needs_no_more_than_the_config_of_a_model(tiny_model, config, tmp
     for word in ("jobs for 6 runs of model", "capture", "h200", "all dense", "longest chain", "keep: results"):
         assert word in done.stdout
     refused = clone.snakemake("--dry-run", config=only)
-    assert refused.returncode and "holds no .safetensors file" in refused.stderr
+    assert refused.returncode and "holds no model.safetensors" in refused.stderr
 
 
 def missing(datasets):

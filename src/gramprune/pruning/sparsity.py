@@ -64,19 +64,23 @@ class Pattern:
         return f"{self.keep}of{self.group}" if self.group else f"{self.sparsity!r}_{self.granularity}"
 
     def check(self, columns: int, name: str, rows: int | None = None) -> None:
-        """Raises GrampruneError if a matrix of that size cannot have this pattern, or nothing or all is pruned."""
+        """Raises GrampruneError if a matrix with that many input columns cannot have this pattern.
+
+        rows: with these, also if nothing or everything would be pruned where the weights are counted.
+        """
         if self.group and columns % self.group:
             raise GrampruneError(
                 f"{name} has {columns} input columns, which the pattern {self} does not divide: "
                 f"choose a group that divides {columns}, or exclude this linear."
             )
-        candidates = {"row": columns, "matrix": columns * (rows or 0)}.get(self.granularity, 0)
-        pruned = self.pruned_per_choice(candidates)
-        if candidates and pruned in (0, candidates):
-            raise GrampruneError(
-                f"{name}: sparsity {self} prunes {'none' if not pruned else 'all'} of the {candidates:,} weights of "
-                f"{'a row' if self.granularity == 'row' else 'the matrix'}; choose another, or exclude this linear."
-            )
+        if rows is not None and not self.group:
+            candidates, where = (columns, "a row") if self.granularity == "row" else (rows * columns, "the matrix")
+            pruned = self.pruned_per_choice(candidates)
+            if pruned in (0, candidates):
+                raise GrampruneError(
+                    f"{name}: sparsity {self} prunes {'all' if pruned else 'none'} of the {candidates:,} weights of "
+                    f"{where}; choose another sparsity, or exclude this linear."
+                )
 
     def rows_of_choice(self, scores: Tensor) -> Tensor:
         """`scores` (out, in) as (choices, candidates): each row is pruned on its own."""
