@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gramprune.errors import GrampruneError
+from gramprune.errors import GrampruneError, shorter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,11 +45,11 @@ class Pattern:
             return cls(1 - int(keep) / int(group), "group", int(keep), int(group))
         try:
             sparsity = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             sparsity = float("nan")
         if not 0 < sparsity < 1 or isinstance(value, bool):
             raise GrampruneError(
-                f"sparsity {value!r} is not a fraction of zeros strictly between 0 and 1, nor N:M such as '2:4'."
+                f"sparsity {shorter(value)} is not a fraction of zeros strictly between 0 and 1, nor N:M such as '2:4'."
             )
         if granularity not in GRANULARITIES:
             raise GrampruneError(f"granularity {granularity!r} is not one of {', '.join(GRANULARITIES)}.")
