@@ -11,6 +11,18 @@ from gramprune.errors import shorter, suggest
 from gramprune.experiment.names import NAME
 from gramprune.experiment.options import METHODS, Section, names_of
 
+EXPECTED = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a mapping with keys"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "string_type": "text",
+    "too_short": "one entry at least",
+    "string_too_long": "a shorter text",
+    "invalid_key": "names, not numbers or the like, as keys",
+}
+NAMES = "letters without accents, digits, `.`, `_` and `-`, with a letter or digit first and no `.` last"
+
 
 def sentence(error: Any, whole: type[Section]) -> str:
     """One sentence from pydantic's description of a mistake: the setting, what was found, what is expected.
@@ -38,13 +50,13 @@ def sentence(error: Any, whole: type[Section]) -> str:
     if kind == "literal_error":
         allowed = [word.strip(" '") for word in re.split(r",| or ", context["expected"])]
         return f"config: {where} is {shorter(found)}; {suggest(str(found), allowed)}"
-    expected = error["msg"].removeprefix("Input should be ")
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
-        expected = "a mapping with keys"
-    elif kind == "string_pattern_mismatch" and context["pattern"] == NAME:
-        expected = "letters without accents, digits, `.`, `_` and `-`, with a letter or digit first and no `.` last"
+    expected = EXPECTED.get(kind, error["msg"].removeprefix("Input should be "))
+    if place and place[-1] in METHODS and "mapping" in expected:
+        expected = "a method's name, or a mapping with `method`"
+    elif kind == "string_pattern_mismatch":
+        expected = NAMES if context["pattern"] == NAME else f"text that matches {context['pattern']}"
     elif kind == "string_type" and found is not None and not isinstance(found, list | dict):
-        expected = f"text; put it in quotes, as YAML reads a {type(found).__name__} here"
+        expected = "text; put it in quotes"
     said = "empty" if found is None else shorter(found)
     return f"config: {where + ' is ' if where else ''}{said}; expected: {expected}."
 

@@ -46,7 +46,7 @@ def made(key: tuple[Any, ...]) -> list[str]:
         case "update", [model, run, block]:
             return [f"{model}/{run}/{_block(block)}/{name}" for name in _both("weights")]
         case "assemble", [model, run]:
-            return [f"{model}/{run}/checkpoint", f"{model}/{run}/.checkpoint.json"]
+            return [f"{model}/{run}/checkpoint", f"{model}/{run}/.gramprune"]
         case "perplexity" | "tasks", [model, run, name]:
             return [f"{model}/{run}/evaluation/{stage}_{name}.json"]
         case "summary", []:

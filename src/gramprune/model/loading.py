@@ -100,6 +100,11 @@ def open_tokenizer(folder: Path | str) -> Any:
         ) from error
 
 
+def vocabulary_of(folder: Path | str) -> int:
+    """How many tokens a model has embeddings for, by its config.json."""
+    return parse_config(folder).get_text_config().vocab_size
+
+
 def refuse_adapter(folder: Path) -> None:
     """Raises GrampruneError where transformers would put an adapter that lies beside the weights into the model."""
     if (folder / ADAPTER).exists() and find_spec("peft"):

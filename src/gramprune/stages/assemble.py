@@ -39,7 +39,7 @@ def assemble(
     pattern = Pattern.parse(settings["sparsity"], settings["granularity"])
     blocks = [artifacts.read(p, model=manifest["fingerprint"], block=i) for i, p in enumerate(weights)]
     checkpoint = Path(checkpoint)
-    with files.atomic_folder(checkpoint, checkpoint.with_name(f".{checkpoint.name}.json"), last=RECIPE) as folder:
+    with files.atomic_folder(checkpoint, checkpoint.parent / files.MARK, last=RECIPE) as folder:
         pruned_copy(Path(manifest["folder"]), folder, _stored(blocks, dense))
         matrices = check_zeros(folder, blocks, dense, pattern)
         total = sum(m["weights"] for m in matrices)

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from gramprune.model.loading import open_tokenizer
+from gramprune.model.loading import open_tokenizer, vocabulary_of
 from gramprune.stages.fetch import manifest_of
 from gramprune.storage import artifacts
 from gramprune.text.calibration import sequences
 from gramprune.text.store import Documents
-from gramprune.text.tokens import Tokens, vocabulary_of
+from gramprune.text.tokens import Tokens
 
 TOKEN = 32  # bytes of a long document per token of a sequence: its pieces have several windows each
 

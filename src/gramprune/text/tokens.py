@@ -11,7 +11,6 @@ import ctypes
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from gramprune.errors import GrampruneError
@@ -131,10 +130,3 @@ def front(tokenizer: Any, bos: str) -> list[int]:
     if tokenizer.bos_token_id is None:
         raise GrampruneError("bos is 'always', but the model's tokenizer has no BOS token; set it to auto or never.")
     return [tokenizer.bos_token_id]
-
-
-def vocabulary_of(folder: Path | str) -> int:
-    """How many tokens a model's embeddings have, by its config.json."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config().vocab_size
