@@ -259,6 +259,12 @@ ODD = {  # name of the file, content, settings, documents
     "UTF-16, the other order": ("a.jsonl", b"\xfe\xff" + '{"text": "é"}\n'.encode("utf-16-be"), {}, ["é"]),
     "UTF-32": ("a.csv", "id,text\n1,é\n".encode("utf-32"), {}, ["é"]),
     "old Mac lines": ("a.jsonl", '{"text": "One."}\r{"text": "Two."}\r', {}, ["One.", "Two."]),
+    "two files in one, each with its mark": (
+        "a.jsonl",
+        b'\xef\xbb\xbf{"text": "One."}\n\xef\xbb\xbf{"text": "Two."}\n',
+        {},
+        ["One.", "Two."],
+    ),
     "blank lines between": ("a.jsonl", '\n{"text": "One."}\n\n  \n{"text": "Two."}', {}, ["One.", "Two."]),
     "half an emoji": ("a.jsonl", '{"text": "so \\ud83d"}\n', {}, ["so \ufffd"]),
     "a whole emoji in two escapes": ("a.jsonl", '{"text": "so \\ud83d\\ude00"}\n', {}, ["so \U0001f600"]),

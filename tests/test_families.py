@@ -1,9 +1,12 @@
 """Families of models without family code: blocks run alone as in the whole model, and whole prunings agree."""
 
 import json
+import os
+import platform
 
 import pytest
 import torch
+from conftest import THREADS
 from families import CONFIGS, config
 from monolithic import block_list, load, prune_in_memory
 from safetensors import safe_open
@@ -63,6 +66,14 @@ def misplaced(values):
     """A copy that begins 8 bytes behind a multiple of 64, as a tensor of a mapped file may."""
     room = torch.empty(values.nbytes + 8, dtype=torch.uint8)
     return room[8:].view(values.dtype).view(values.shape).copy_(values)
+
+
+@pytest.mark.bits
+@pytest.mark.skipif("ATEN_CPU_CAPABILITY" not in os.environ, reason="no other kernels are asked for")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="there are no others here")
+def test_the_kernels_and_threads_are_those_that_are_asked_for():
+    assert torch.backends.cpu.get_cpu_capability() == os.environ["ATEN_CPU_CAPABILITY"].upper()
+    assert torch.get_num_threads() == THREADS
 
 
 @pytest.mark.bits

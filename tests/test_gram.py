@@ -11,6 +11,8 @@ from gramprune import Gram, GrampruneError, layer_error
 from gramprune.pruning.gram import accumulate
 from gramprune.pruning.updates import update_weight
 
+pytestmark = pytest.mark.bits
+
 
 @pytest.mark.parametrize("inputs", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("summed", DTYPES)

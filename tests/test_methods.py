@@ -20,6 +20,8 @@ from torch import Tensor
 from gramprune import Gram, GrampruneError, Pattern, layer_error, prune_weight, select_mask, update_weight
 from gramprune.pruning import joint, masks, methods, updates
 
+pytestmark = pytest.mark.bits
+
 SLUG = {"ids": lambda pattern: Pattern.parse(*pattern).slug}
 
 

@@ -12,6 +12,8 @@ from gramprune import Gram, GrampruneError, Pattern, layer_error, refine_mask, s
 from gramprune.pruning import masks, methods, numerics, refine
 from gramprune.pruning.refine import sparseswaps, swaps_reoptimised
 
+pytestmark = pytest.mark.bits
+
 SLUG = {"ids": lambda pattern: Pattern.parse(*pattern).slug}
 STARTS = ("wanda", "magnitude", "random")
 

@@ -7,6 +7,8 @@ from problems import DTYPES, assert_near, assert_sentence
 import gramprune as gp
 from gramprune.pruning.gram import accumulate
 
+pytestmark = pytest.mark.bits
+
 OUT, IN, TOKENS = 5, 12, 40
 DEAD = (2, 7)
 

@@ -13,6 +13,8 @@ from gramprune.pruning import methods, numerics, updates
 from gramprune.pruning.gram import ESCALATIONS
 from gramprune.pruning.updates import exact
 
+pytestmark = pytest.mark.bits
+
 SLUG = {"ids": lambda pattern: Pattern.parse(*pattern).slug}
 DAMPED = [("exact", {}), ("pcg", {}), ("mrp", {"solution": "S"}), ("mrp", {"solution": "M"})]
 

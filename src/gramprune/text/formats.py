@@ -153,7 +153,7 @@ def _pieces(path: Path, file: str) -> Iterator[str]:
 def _json_lines(path: Path, file: str, wanted: Sequence[str]) -> Iterator[Row]:
     with _open(path) as stream:
         for number, line in _lines(stream, file):
-            if line := line.strip():
+            if line := line.strip().lstrip("\ufeff"):  # joined files have marks inside
                 yield f"line {number}", _decoded(line, file, number)
 
 

@@ -1,8 +1,8 @@
 """From documents to the tokens of one model: conversations by its chat template, and what stands before every window.
 
-A model that was trained with a token for the beginning (BOS) wants it in front of whatever it sees: without, a small
-Gemma 3 has four times the perplexity. So windows of such a model begin with it; whether a model is one is seen from its
-tokenizer, which then puts the token in front of any text.
+A model that was trained with a token for the beginning (BOS) wants it in front of whatever it sees; without it some,
+such as Gemma, have several times the perplexity. So windows of such a model begin with it. Whether a model is one is
+seen from its tokenizer, which then puts the token in front of any text.
 """
 
 from __future__ import annotations
