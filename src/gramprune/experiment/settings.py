@@ -6,6 +6,7 @@ The JSON schema and the reference are made from it: after a change, run `python 
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import compress
 from math import floor
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from gramprune.errors import GrampruneError, suggest
-from gramprune.experiment import mistakes, outputs
+from gramprune.experiment import mistakes, outputs, sweep
 from gramprune.experiment.names import Name, Place, distinct, slug
 from gramprune.experiment.options import (
     AS_TEXT,
@@ -30,6 +31,7 @@ from gramprune.experiment.options import (
     Target,
     UpdateMethod,
 )
+from gramprune.experiment.recipes import RECIPES, filled
 from gramprune.pruning.sparsity import Pattern
 from gramprune.storage.fingerprint import canonical, short
 
@@ -238,9 +240,18 @@ class Evaluation(Section):
 
 
 class Run(Section):
-    """One recipe: sparsity × mask × refinement × update × propagation × target."""
+    """One recipe: sparsity × mask × refinement × update × propagation × target.
+
+    A list in the place of a value, of a method's option too, stands for a run per value; several lists stand for all
+    combinations that can be.
+    """
 
     name: Name = Field("", description="Folder in results; made from the recipe by default.", validate_default=False)
+    recipe: Literal[tuple(RECIPES)] | None = Field(  # type: ignore[valid-type]
+        None,
+        description="A named recipe: what it says of mask, refine, update, target and granularity holds where the run "
+        "says nothing.",
+    )
     sparsity: float | str = Field(description="Fraction of zeros, or N:M (at most N of M neighbours are kept).")
     granularity: Literal["row", "matrix"] = Field(
         "row", description="Where a fraction is counted: in every output row, or in the whole matrix. Not for N:M."
@@ -267,12 +278,7 @@ class Run(Section):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "name" not in value:
-            parts = [value.get("mask"), value.get("refine", "none"), value.get("update", "none")]
-            parts.append(str(value.get("sparsity")).replace(":", "of"))
-            texts = [part.get("method") if isinstance(part, dict) else part for part in parts]
-            return {"name": "-".join(str(text) for text in texts if text != "none"), **value}
-        return value
+        return {"name": sweep.name_of(value), **filled(value)} if isinstance(value, dict) else value
 
     @field_validator("sparsity", mode="before")
     @classmethod
@@ -425,6 +431,7 @@ class Settings(Section):
     calibration: Calibration
     evaluation: Evaluation
     runs: list[Run] = Field(min_length=1, description="The recipes to compare.")
+    exclude_runs: list[str] = Field([], description="Runs of sweeps that are not wanted, as patterns of their names.")
     exclude: list[str] = Field([], description="Linears that stay dense, as patterns such as `*.k_proj`.")
     dtype: Dtype = Field("auto", description="Of forward passes; auto is the checkpoint's.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
@@ -554,7 +561,39 @@ class Settings(Section):
 
 def load(config: Any) -> Settings:
     """The settings of a parsed config.yaml. Raises GrampruneError with one sentence about the first mistake."""
+    config, places = _without_sweeps(config)
     try:
         return Settings.model_validate(config)
     except ValidationError as error:
-        raise GrampruneError(mistakes.sentence(error.errors()[0], Settings)) from error
+        raise GrampruneError(mistakes.sentence(_where_written(error.errors()[0], places), Settings)) from error
+
+
+def _without_sweeps(config: Any) -> tuple[Any, list[int]]:
+    """The configuration with a run for each that its sweeps stand for, and where in it each run is written."""
+    runs = config.get("runs") if isinstance(config, dict) else None
+    if not isinstance(runs, list):
+        return config, []
+    found, places = sweep.expanded(runs, _impossible)
+    left = [not out for out in sweep.excluded(found, config.get("exclude_runs"))]
+    config = {**config, "runs": list(compress(found, left)), "exclude_runs": []}
+    if found and not config["runs"]:
+        raise GrampruneError("config: exclude_runs leaves no run.")
+    return config, list(compress(places, left))
+
+
+def _impossible(run: dict[str, Any]) -> str:
+    """Why the values of a run cannot go together; nothing if they can, or one is wrong by itself."""
+    try:
+        Run.model_validate(run)
+    except ValidationError as error:
+        if all(not mistake["loc"] for mistake in error.errors()):
+            return str(error.errors()[0]["ctx"]["error"])
+    return ""
+
+
+def _where_written(mistake: Any, places: list[int]) -> dict[str, Any]:
+    """A mistake in a run of a sweep, at the place where the user has written it."""
+    first, *rest = [*mistake["loc"], None, None][:2]
+    if first == "runs" and isinstance(rest[0], int) and rest[0] < len(places):
+        return {**mistake, "loc": ("runs", places[rest[0]], *mistake["loc"][2:])}
+    return mistake
