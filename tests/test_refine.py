@@ -19,7 +19,8 @@ STARTS = ("wanda", "magnitude", "random")
 
 
 def gram_of(p: Problem) -> Gram:
-    return Gram(p.gram, "block 3 q_proj", sums=p.inputs.sum(dim=0), tokens=len(p.inputs))
+    sums = p.inputs.double().sum(dim=0).to(p.inputs.dtype)  # rounded once, whatever the order
+    return Gram(p.gram, "block 3 q_proj", sums=sums, tokens=len(p.inputs))
 
 
 def start(p: Problem, pattern: tuple, method: str) -> Tensor:

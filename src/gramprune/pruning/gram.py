@@ -78,11 +78,11 @@ class Gram:
     A matrix that is not positive definite gets ten times the damping, `ESCALATIONS` times at most, each step logged.
     What was needed is returned beside every factorisation. GrampruneError is raised when that is not enough.
 
-    matrix: (in, in) float32 or float64, symmetric; tokens are summed, not averaged.
+    matrix: (in, in) float32 or float64; tokens are summed, not averaged.
     name: how errors call it, usually block and linear.
     sums, tokens: (in,) inputs summed over tokens, and how many those were; only some methods need them.
-    Raises GrampruneError for a matrix that is not XᵀX of any inputs X: not square, finite, symmetric, or with entries
-    that its diagonal does not allow. That is looked at once, here.
+    Raises GrampruneError for a matrix that is XᵀX of no inputs X: not square, not finite, not symmetric, or with an
+    entry that is larger than its diagonal allows. That is looked at once, here.
     """
 
     def __init__(self, matrix: Tensor, name: str = "the layer", sums: Tensor | None = None, tokens: int | None = None):
