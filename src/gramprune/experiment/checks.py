@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from gramprune.errors import GrampruneError, suggest
 from gramprune.evaluation import zeroshot
 from gramprune.experiment import outputs, settings
-from gramprune.experiment.settings import Settings
+from gramprune.experiment.settings import Model, Settings, Tasks
 from gramprune.model import inspect, layout
 from gramprune.model import source as model_source
 from gramprune.model.layout import selected
@@ -31,23 +31,62 @@ def check(
 
     Raises GrampruneError with one sentence for a setting that is wrong or that a model or text cannot satisfy.
     """
-    chosen = settings.load(config)
-    check_results(chosen, written_in)
-    layouts = {}
-    for model in chosen.model:
-        described = [model.kind, model.location, model.revision]
-        path = Path(chosen.results, model.name, "layout.json")
-        found = layout.cached(path, described, lambda described=described: model_config(*described))
-        check_model(found, model.name, chosen)
-        layouts[model.name] = found
-        if model.kind == "folder" and not planning:
-            inspect.once(Path(model.location), found, path)
-    for place, entry in enumerate(chosen.evaluation.tasks):
-        check_include_path(entry.include_path, place)
-        zeroshot.folders(entry.tasks, entry.include_path, zeroshot.place(chosen.results), f"evaluation.tasks[{place}]")
-    if not planning:
-        check_texts(chosen)
+    chosen, layouts = settings.load(config), {}
+    for look in _looks(chosen, layouts, planning, written_in):
+        look()
     return chosen, layouts
+
+
+def mistakes(config: Any, written_in: Iterable[Path | str] = ()) -> tuple[list[str], Settings | None]:
+    """A sentence for all that is wrong with a parsed config.yaml, models and texts; the settings where they are right.
+
+    What depends on something wrong is not looked at.
+    """
+    try:
+        chosen = settings.load(config, everything=True)
+    except GrampruneError as error:
+        return str(error).splitlines(), None
+    found: list[str] = []
+    for look in _looks(chosen, {}, False, written_in):
+        try:
+            look()
+        except GrampruneError as error:
+            found.append(str(error))
+    return found, chosen
+
+
+def _looks(
+    chosen: Settings,
+    layouts: dict[str, dict[str, Any]],  # filled, by the models' names
+    planning: bool,
+    written_in: Iterable[Path | str],
+) -> Iterator[Callable[[], None]]:
+    """What is looked at, one after the other; each raises GrampruneError for what is wrong."""
+    yield lambda: check_results(chosen, written_in)
+    for model in chosen.model:
+        yield lambda model=model: look_at_model(chosen, model, layouts, planning)
+    for place, entry in enumerate(chosen.evaluation.tasks):
+        yield lambda place=place, entry=entry: check_tasks(chosen, place, entry)
+    if not planning:
+        for name in dict.fromkeys(name for _, name in chosen.dataset_uses):
+            yield lambda name=name: check_text(chosen, name)
+
+
+def look_at_model(chosen: Settings, model: Model, layouts: dict[str, dict[str, Any]], planning: bool) -> None:
+    """Find or make the layout of a model. Raises GrampruneError for a model that cannot be pruned by these settings."""
+    described = [model.kind, model.location, model.revision]
+    path = Path(chosen.results, model.name, "layout.json")
+    found = layout.cached(path, described, lambda: model_config(*described))
+    check_model(found, model.name, chosen)
+    layouts[model.name] = found
+    if model.kind == "folder" and not planning:
+        inspect.once(Path(model.location), found, path)
+
+
+def check_tasks(chosen: Settings, place: int, entry: Tasks) -> None:
+    """Raises GrampruneError for tasks that lm-eval does not know."""
+    check_include_path(entry.include_path, place)
+    zeroshot.folders(entry.tasks, entry.include_path, zeroshot.place(chosen.results), f"evaluation.tasks[{place}]")
 
 
 def model_config(kind: str, source: str, revision: str | None) -> dict[str, Any]:
@@ -164,34 +203,44 @@ def check_include_path(folder: str | None, place: int) -> None:
 
 
 def check_texts(chosen: Settings) -> None:
-    """Raises GrampruneError for local texts that cannot be what they are used for, as far as their beginnings tell.
+    """Raises GrampruneError for the first local text that cannot be what it is used for."""
+    for name in dict.fromkeys(name for _, name in chosen.dataset_uses):
+        check_text(chosen, name)
+
+
+def check_text(chosen: Settings, name: str) -> None:
+    """Raises GrampruneError for a local text that cannot be what it is used for, as far as its beginning tells.
 
     That is what is missing, of no known format, without a document, or certainly too short: a token is a byte at least.
     """
+    dataset = chosen.all_datasets[name]
+    if not dataset.path:
+        return
+    kind = read.kind_of(dataset.source_settings, name)
+    if kind == "messages":
+        check_chat_templates(chosen, name)
+    paths = [Path(path) for path in dataset.paths]
+    if kind != "text" or any(path.suffix.lower() in (".parquet", *formats.COMPRESSED) for path in paths):
+        return
+    size = sum(path.stat().st_size for path in paths)
+    for count, length, stride in _windows_of(chosen, name):
+        text = length - 1  # BOS is none
+        if size < text + (count - 1) * min(stride, text):
+            raise GrampruneError(
+                f"config: the dataset {name} ({', '.join(dataset.paths)}) has {size:,} bytes, too little text for "
+                f"the {length + (count - 1) * stride:,} tokens that are asked for (samples or windows × length); "
+                "give more text or ask for less."
+            )
+
+
+def _windows_of(chosen: Settings, name: str) -> Iterator[tuple[int, int, int]]:
+    """How many windows of a text are asked for, their length, and from one to the next, for each of its uses."""
     calibration, perplexity = chosen.calibration, chosen.evaluation.perplexity
-    uses = [(name, samples, calibration.length, calibration.length) for name, samples in calibration.shares.items()]
+    if name in calibration.shares:
+        yield calibration.shares[name], calibration.length, calibration.length
     for text in perplexity.datasets:
-        windows = text.windows or perplexity.windows or 1
-        uses.append((text.dataset, windows, perplexity.length, perplexity.stride or perplexity.length))
-    for name in dict.fromkeys(use[0] for use in uses):
-        dataset = chosen.all_datasets[name]
-        if not dataset.path:
-            continue
-        kind = read.kind_of(dataset.source_settings, name)
-        if kind == "messages":
-            check_chat_templates(chosen, name)
-        paths = [Path(path) for path in dataset.paths]
-        if kind != "text" or any(path.suffix.lower() in (".parquet", *formats.COMPRESSED) for path in paths):
-            continue
-        size = sum(path.stat().st_size for path in paths)
-        for count, length, stride in (use[1:] for use in uses if use[0] == name):
-            text = length - 1  # BOS is none
-            if size < text + (count - 1) * min(stride, text):
-                raise GrampruneError(
-                    f"config: the dataset {name} ({', '.join(dataset.paths)}) has {size:,} bytes, too little text for "
-                    f"the {length + (count - 1) * stride:,} tokens that are asked for (samples or windows × length); "
-                    "give more text or ask for less."
-                )
+        if text.dataset == name:
+            yield text.windows or perplexity.windows or 1, perplexity.length, perplexity.stride or perplexity.length
 
 
 def check_chat_templates(chosen: Settings, dataset: str) -> None:

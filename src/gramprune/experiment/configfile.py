@@ -28,7 +28,11 @@ def read(path: Path | str) -> dict[str, Any]:
 
     Raises GrampruneError with one sentence that names the file, and the line where there is one.
     """
-    text = _text(Path(path))
+    return parsed(_text(Path(path)), path)
+
+
+def parsed(text: str, path: Path | str) -> dict[str, Any]:
+    """The content of a text of settings; `path` is what errors call it."""
     is_json = False
     with suppress(ValueError, RecursionError):
         is_json = isinstance(json.loads(text.removeprefix("\ufeff")), dict)

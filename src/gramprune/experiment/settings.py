@@ -559,13 +559,18 @@ class Settings(Section):
         return self.model_dump(exclude=elsewhere, exclude_defaults=True, mode="json")
 
 
-def load(config: Any) -> Settings:
-    """The settings of a parsed config.yaml. Raises GrampruneError with one sentence about the first mistake."""
+def load(config: Any, everything: bool = False) -> Settings:
+    """The settings of a parsed config.yaml, sweeps as the runs that they stand for.
+
+    Raises GrampruneError with one sentence about the first mistake, or with a line for each, if `everything` is wanted.
+    """
     config, places = _without_sweeps(config)
     try:
         return Settings.model_validate(config)
     except ValidationError as error:
-        raise GrampruneError(mistakes.sentence(_where_written(error.errors()[0], places), Settings)) from error
+        found = error.errors() if everything else error.errors()[:1]
+        said = dict.fromkeys(mistakes.sentence(_where_written(each, places), Settings) for each in found)
+        raise GrampruneError("\n".join(said)) from error
 
 
 def _without_sweeps(config: Any) -> tuple[Any, list[int]]:

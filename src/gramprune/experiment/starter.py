@@ -1,0 +1,181 @@
+"""A configuration to begin with: short, commented, and chosen from what can be seen of a model and this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gramprune.errors import GrampruneError
+from gramprune.experiment import checks, configfile, pipeline, plan, settings
+from gramprune.experiment.names import slug
+from gramprune.experiment.recipes import SAID
+from gramprune.model import layout
+from gramprune.progress import duration
+
+C4 = {"hub": "allenai/c4", "files": "en/c4-train.00000-of-01024.json.gz", "documents": 20000}
+WIKITEXT = {"hub": "Salesforce/wikitext", "config": "wikitext-2-raw-v1", "split": "test"}
+DEMO = {"calibration": "demo", "evaluation": "demo_heldout"}
+LENGTH = 2048  # tokens, as in the papers
+SAMPLES = 128  # as in the papers
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A value, and the reason for it."""
+
+    value: Any
+    reason: str
+
+
+def configuration(
+    model: str,  # a folder, a hub id or "demo"
+    sparsity: list[str],  # such as 0.5 or 2:4
+    text: str | None = None,  # a local file to calibrate on; "c4"; by default C4, and the demo's own for the demo
+    evaluation: str | None = None,  # a local file to measure perplexity on; by default WikiText-2
+    recipes: tuple[str, ...] = ("wanda", "fast", "best"),
+) -> str:
+    """config.yaml as text. Raises GrampruneError for a model, a text or a sparsity that cannot be."""
+    source = settings.Model.model_validate(model)
+    found = layout.describe(checks.model_config(source.kind, source.location, None))
+    length = _length(found)
+    texts, uses = _texts(source, text, evaluation)
+    patterns = [value if ":" in value else float(value) if _is_number(value) else value for value in sparsity]
+    content: dict[str, Any] = {
+        "model": model,
+        **({"datasets": texts} if texts else {}),
+        "calibration": {"dataset": uses["calibration"], "samples": SAMPLES, "length": length.value},
+        "evaluation": {"perplexity": {"datasets": [uses["evaluation"]], "length": length.value}},
+        "runs": [{"recipe": [*recipes], "sparsity": patterns}],
+        "results": f"results/{slug(source.name)}",
+    }
+    batch, keep = _batch(content, found), _keep(content, source.name, found)
+    content |= {"batch_size": batch.value, "keep": keep.value}
+    parsed = settings.load(content)
+    checks.check_model(found, source.name, parsed)
+    return _written(content, {"length": length, "batch": batch, "keep": keep}, found, parsed, source, text)
+
+
+def _length(found: dict[str, Any]) -> Chosen:
+    """Tokens per sequence and window."""
+    context = found["context"]
+    if context and context < LENGTH:
+        return Chosen(context, f"all of the model's context of {context:,} tokens")
+    of = f"of the model's context of {context:,}" if context else "for a model without a fixed context"
+    return Chosen(LENGTH, f"tokens, as in the papers, {of}; memory and time grow with it")
+
+
+def _texts(source: Any, text: str | None, evaluation: str | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """The datasets, and which is used for what."""
+    if source.kind == "demo" and not text and not evaluation:
+        return {}, DEMO
+    found: dict[str, Any] = {}
+    for name, given, usual in (("calibration", text, C4), ("evaluation", evaluation, WIKITEXT)):
+        if given and given != "c4" and not Path(given).expanduser().exists():
+            raise GrampruneError(f"{given} does not exist; give a file of text, or leave it out.")
+        found[name] = {"path": given} if given and given != "c4" else usual
+    return found, {name: name for name in found}
+
+
+def _batch(content: dict[str, Any], found: dict[str, Any]) -> Chosen:
+    """The most sequences at a time, of those that are usual, with which no job takes more than half of the memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    need = 0.0
+    for size in (8, 4, 2, 1):
+        parsed = settings.load({**content, "batch_size": size})
+        jobs = pipeline.jobs(parsed, {parsed.model[0].name: found})
+        need = max(job.need.host("cpu") for job in jobs.values())
+        if need <= memory / 2:
+            break
+    return Chosen(
+        size, f"sequences at a time: the largest job takes {need / GIB:.1f} of {memory / GIB:.0f} GiB on a CPU"
+    )
+
+
+def _keep(content: dict[str, Any], name: str, found: dict[str, Any]) -> Chosen:
+    """What stays on disk: as much as half of what is free has room for."""
+    parsed = settings.load(content)
+    needed = plan.kept_bytes(pipeline.jobs(parsed, {name: found}))
+    folder = next(path for path in Path(parsed.results).absolute().parents if path.exists())
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    for keep in ("all", "gram", "results"):
+        if needed[keep] <= free / 2:
+            break
+    return Chosen(keep, f"takes {needed[keep] / GIB:.1f} GiB; {free / GIB:,.0f} GiB are free")
+
+
+def _written(
+    content: dict[str, Any],
+    why: dict[str, Chosen],
+    found: dict[str, Any],
+    parsed: settings.Settings,
+    source: Any,
+    text: str | None,
+) -> str:
+    """The configuration with its reasons beside it."""
+    hours = sum(job.need.seconds("cpu", 1) for job in pipeline.jobs(parsed, {source.name: found}).values())
+    lines = [
+        f"# {source.name}: {layout.summary(found, [])}",
+        f"# {len(parsed.runs)} runs and the dense model: about {duration(hours)} of work for one CPU core.",
+        "# What it takes elsewhere:   gramprune plan THIS.yaml",
+        "# To run it:                 snakemake --profile local --configfile THIS.yaml",
+        "# Every key is explained in docs/configuration.md.",
+        "",
+        f"model: {_inline(content['model'])}",
+        "",
+    ]
+    if "datasets" in content:
+        lines.append("datasets:")
+        lines += [f"  {name}: {_inline(dataset)}" for name, dataset in content["datasets"].items()]
+        lines.append("")
+    chat = source.kind == "folder" and (Path(source.location) / "chat_template.jinja").exists()
+    if chat and text in (None, "c4"):
+        lines.append(
+            "# This model has a chat template: calibrate it on conversations (rows with `messages`) if you have some."
+        )
+    calibration = content["calibration"]
+    lines += [
+        "calibration:",
+        f"  dataset: {calibration['dataset']}",
+        f"  samples: {calibration['samples']}     # sequences, as in the papers; more help every method",
+        f"  length: {calibration['length']}    # {why['length'].reason}",
+        "  bos: auto        # begins every sequence with the token that the tokenizer puts in front of texts, if any",
+        "",
+        "# The dense model is measured beside every run. Tasks of lm-eval: `tasks: [arc_easy, piqa]`.",
+        "evaluation:",
+        f"  perplexity: {_inline(content['evaluation']['perplexity'])}",
+        "",
+        "# A list stands for a run per value, two lists for all combinations.",
+    ]
+    lines += [f"#   {name}: {said}" for name, said in SAID.items() if name in content["runs"][0]["recipe"]]
+    lines += [
+        "runs:",
+        f"  - {_inline(content['runs'][0])}",
+        "",
+        f"batch_size: {content['batch_size']}    # {why['batch'].reason}",
+        f"keep: {content['keep']}    # {why['keep'].reason}",
+        f"results: {_inline(content['results'])}",
+    ]
+    written = "\n".join(lines) + "\n"
+    assert settings.load(configfile.parsed(written, "the configuration")) == parsed
+    return written
+
+
+def _inline(value: Any) -> str:
+    """A value as YAML on one line; texts in quotes where they are not plain."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_inline(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    plain = isinstance(value, str) and all(c.isalnum() or c in "._-/" for c in value) and value[:1].isalpha()
+    return value if plain else json.dumps(value, ensure_ascii=False)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(float(text))
+    except ValueError:
+        return False
