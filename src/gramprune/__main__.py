@@ -1,63 +1,147 @@
-"""gramprune check FILE looks at a configuration; summary prints the table of runs; report shows several experiments."""
+"""Prune large language models: what people type beside snakemake.
+
+gramprune new ./my-model > my.yaml             a commented configuration that fits the model and this machine
+gramprune check my.yaml                        all that is wrong with it, and the runs that it makes
+gramprune plan my.yaml                         jobs, memory, disk and time, before anything is downloaded
+snakemake --profile local --configfile my.yaml
+gramprune status my.yaml                       how far it is, and how long the rest will take
+gramprune summary results/my-model             the table of runs
+gramprune tidy my.yaml                         remove what finished runs no longer need
+gramprune report results/a results/b           one page of several experiments
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
+from typing import Any
 
+from gramprune import __version__
 from gramprune.errors import GrampruneError
 
 
 def main() -> None:
     """The command `gramprune`."""
-    parser = argparse.ArgumentParser(prog="gramprune", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    summary = commands.add_parser("summary", help="print the table of runs, and where everything is")
+    arguments = vars(parser().parse_args())
+    command = arguments.pop("call")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        command(**arguments)
+    except GrampruneError as error:
+        sys.exit("\n".join(f"gramprune: {line}" for line in str(error).splitlines()))
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except BrokenPipeError:  # into `head`
+        sys.stderr.close()
+
+
+def parser() -> argparse.ArgumentParser:
+    """What can be typed."""
+    whole = argparse.ArgumentParser("gramprune", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    whole.add_argument("--version", action="version", version=f"gramprune {__version__}")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(call: Any, name: str, said: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=said, description=call.__doc__)
+        added.set_defaults(call=call)
+        return added
+
+    new = command(begin, "new", "print a configuration to begin with")
+    new.add_argument("model", metavar="MODEL", help="a folder, a hub id, or demo")
+    new.add_argument("--sparsity", action="append", metavar="S", help="0.5, 2:4, …; may be repeated (2:4)")
+    new.add_argument("--text", metavar="FILE", help="calibrate on this file instead of C4's first part from the hub")
+    new.add_argument(
+        "--evaluation", metavar="FILE", help="measure perplexity on this file instead of WikiText-2's test"
+    )
+    which = new.add_mutually_exclusive_group()
+    for recipe, said in (("fast", "only the recipe `fast`"), ("best", "only the recipe `best`")):
+        which.add_argument(f"--{recipe}", dest="recipe", action="store_const", const=recipe, help=said)
+    for call, name, said in (
+        (check, "check", "say all that is wrong with a configuration, or print its runs"),
+        (plan, "plan", "say what it takes: jobs, memory, disk, time"),
+        (status, "status", "say how far it is"),
+        (tidy, "tidy", "remove what finished runs no longer need"),
+    ):
+        added = command(call, name, said)
+        added.add_argument("config", nargs="?", default="config.yaml", type=Path, help="its file (config.yaml)")
+    summary = command(show_summary, "summary", "print the table of runs, and where everything is")
     summary.add_argument("results", nargs="?", default="results", type=Path, help="folder of results (results)")
-    check = commands.add_parser("check", help="say what is wrong with a configuration; nothing in it is run")
-    check.add_argument("config", nargs="?", default="config.yaml", type=Path, help="its file (config.yaml)")
-    report = commands.add_parser("report", help="one report of one or several folders of results")
+    report = command(show_report, "report", "one report of one or several folders of results")
     report.add_argument("results", nargs="+", type=Path, help="folders of results, of other experiments or machines")
     report.add_argument("-o", "--output", default="report.html", type=Path, help="the page (report.html)")
     report.add_argument("--pictures", type=Path, help="folder for the pictures as SVG (beside the page)")
-    arguments = parser.parse_args()
-    try:
-        if arguments.command == "check":
-            check_config(arguments.config)
-        elif arguments.command == "summary":
-            show_summary(arguments.results)
-        else:
-            show_report(arguments.results, arguments.output, arguments.pictures)
-    except GrampruneError as error:
-        sys.exit(f"gramprune: {error}")
+    return whole
 
 
-def check_config(path: Path) -> None:
-    """Say what is wrong with a file of settings, or how much it asks for."""
-    from gramprune.experiment import configfile, settings
+def begin(model: str, sparsity: list[str] | None, text: str | None, evaluation: str | None, recipe: str | None) -> None:
+    """Print a configuration that fits the model and this machine, each choice with its reason."""
+    from gramprune.experiment.starter import configuration
 
-    chosen = settings.load(configfile.read(path))
-    names = ", ".join(model.name for model in chosen.model)
-    print(f"{path}: {len(chosen.runs)} runs of {names}; `snakemake -n` looks at models and texts too")
+    recipes = (recipe,) if recipe else ("wanda", "fast", "best")
+    print(configuration(model, sparsity or ["2:4"], text, evaluation, recipes), end="")
 
 
-def show_report(folders: list[Path], html: Path, pictures: Path | None) -> None:
-    """Write the page of several folders of results, and its pictures beside it."""
-    if not html.name:
-        raise GrampruneError(f"{html} is no file; name one for the page.")
+def check(config: Path) -> None:
+    """Say all that is wrong with a configuration, its models and its texts, or print the runs that it makes."""
+    from gramprune.experiment import checks, configfile
+
+    found, chosen = checks.mistakes(configfile.read(config), [config])
+    if found:
+        raise GrampruneError("\n".join(found))
+    for run in chosen.runs:
+        print(run.name)
+    print(f"{config} is right: {len(chosen.runs)} runs of {', '.join(model.name for model in chosen.model)}")
+
+
+def plan(config: Path) -> None:
+    """Say what an experiment takes, before anything is downloaded: jobs, memory, disk and time."""
+    from gramprune.experiment.plan import plan
+
+    print(plan(*_looked_at(config)))
+
+
+def status(config: Path) -> None:
+    """Say how far an experiment is, and how long the rest will take."""
+    from gramprune.experiment.status import status
+
+    print(status(*_looked_at(config)))
+
+
+def tidy(config: Path) -> None:
+    """Remove hidden states, Gram matrices, masks and weights that finished runs no longer need."""
+    from gramprune.stages.tidy import tidy
+    from gramprune.storage import lock
+
+    chosen, _ = _looked_at(config)
+    lock.take(Path(chosen.results))
+    tidy(Path(chosen.results), chosen.tidy_settings, code="")
+
+
+def _looked_at(config: Path) -> Any:
+    """Settings and layouts of a configuration."""
+    from gramprune.experiment import checks, configfile
+
+    return checks.check(configfile.read(config), planning=True, written_in=[config])
+
+
+def show_report(results: list[Path], output: Path, pictures: Path | None) -> None:
+    """Write one page of several folders of results, and its pictures beside it."""
+    if not output.name:
+        raise GrampruneError(f"{output} is no file; name one for the page.")
     from gramprune.report import write_report
 
-    pictures = pictures or html.with_name(f"{html.stem}_pictures")
-    write_report(folders, html, pictures)
-    print(f"{html}, {pictures}/")
+    pictures = pictures or output.with_name(f"{output.stem}_pictures")
+    write_report(results, output, pictures)
+    print(f"{output}, {pictures}/")
 
 
-def show_summary(folder: Path) -> None:
+def show_summary(results: Path) -> None:
     """Print the summary as a table with the dense row on top, and the paths of what was made."""
     from gramprune.report.results import as_text, read_summary
 
-    rows = read_summary(folder / "summary.parquet")
+    rows = read_summary(results / "summary.parquet")
     print(as_text(rows))
     print()
     made = {
@@ -67,7 +151,7 @@ def show_summary(folder: Path) -> None:
         "checkpoints": "<model>/<run>/checkpoint",
     }
     for what, names in made.items():
-        paths = [f"{folder}/{name}" for name in names.split(", ") if "<" in name or (folder / name).exists()]
+        paths = [f"{results}/{name}" for name in names.split(", ") if "<" in name or (results / name).exists()]
         if paths:
             print(f"{what + ':':<13}{', '.join(paths)}")
 

@@ -215,11 +215,7 @@ def dense_inputs(w):
 
 def evaluations_of(model, run):
     """What a run is measured by: one file per text and per entry of tasks."""
-    texts = [text.dataset for text in SETTINGS.evaluation.perplexity.datasets]
-    names = [f"perplexity_{text}" for text in texts] + [
-        f"tasks_{name}" for name in TASKS
-    ]
-    return [f"<results>/{model}/{run}/evaluation/{name}.json" for name in names]
+    return [f"<results>/{name}" for name in SETTINGS.evaluations(model, run)]
 
 
 def pruned_checkpoint(w):
@@ -259,26 +255,6 @@ def model_files(w):
 def every_run():
     """Model and run of every row of the summary, the dense model first."""
     return [(model, run) for model in MODELS for run in ["dense", *RUNS]]
-
-
-def finished(w):
-    """Of every trail's folder, the files after which nothing of it is needed.
-
-    Not of `dense`, unless only results are kept: with what is shared gone, a new run would have all others made anew.
-    """
-    found = {}
-    for model in MODELS:
-        for run in RUNS:
-            paths = [f"<results>/{model}/{run}/checkpoint/gramprune.json"]
-            paths += evaluations_of(model, run)
-            found[f"{model}/{run}"] = [
-                path.replace("<results>", SETTINGS.results) for path in paths
-            ]
-        if SETTINGS.keep == "results":
-            found[f"{model}/dense"] = [
-                path for run in RUNS for path in found[f"{model}/{run}"]
-            ]
-    return found
 
 
 def every_metrics(w):

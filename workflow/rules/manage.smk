@@ -31,8 +31,7 @@ rule tidy:
     conda:
         "../envs/gramprune.yaml"
     params:
-        settings=lambda w: canonical({"keep": SETTINGS.keep}),
+        settings=lambda w: canonical(SETTINGS.tidy_settings),
         code=code("stages.tidy"),
-        finished=finished,
     script:
         "../scripts/tidy.py"

@@ -6,5 +6,4 @@ execute(
     snakemake,
     "tidy:tidy",
     results=Path(snakemake.config["results"]),
-    finished=snakemake.params.finished,
 )

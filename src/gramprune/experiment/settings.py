@@ -532,6 +532,36 @@ class Settings(Section):
         tasks = self.tasks[name]
         return {**tasks.model_dump(include={"name", "tasks", "shots", "limit"}), "dtype": tasks.dtype or self.dtype}
 
+    def evaluations(self, model: str, run: str) -> list[str]:
+        """The files below `results` that a run is measured in, one per text and per entry of tasks."""
+        texts = [f"perplexity_{text.dataset}" for text in self.evaluation.perplexity.datasets]
+        return [f"{model}/{run}/evaluation/{name}.json" for name in [*texts, *(f"tasks_{name}" for name in self.tasks)]]
+
+    @property
+    def tidy_settings(self) -> dict[str, Any]:
+        """What may be removed, and when."""
+        return {"keep": self.keep, "ends": self.ends}
+
+    @property
+    def ends(self) -> dict[str, list[str]]:
+        """Of every trail's folder below `results`, the files there after which nothing else of it is needed.
+
+        Not of `dense`, unless only results are kept: with what is shared gone, a new run has all others made anew.
+        """
+        found: dict[str, list[str]] = {}
+        for model in self.model:
+            own = {
+                f"{model.name}/{run.name}": [
+                    f"{model.name}/{run.name}/checkpoint/gramprune.json",
+                    *self.evaluations(model.name, run.name),
+                ]
+                for run in self.runs
+            }
+            found |= own
+            if self.keep == "results":
+                found[f"{model.name}/dense"] = [file for files in own.values() for file in files]
+        return found
+
     @property
     def summary_settings(self) -> list[dict[str, Any]]:
         """Model, run and recipe of every row of the summary, the dense model first."""

@@ -11,17 +11,17 @@ TENSORS = {
 }
 
 
-def tidy(results: Path, finished: dict[str, list[str]], settings: dict[str, Any], code: str) -> None:
-    """Remove hidden states, Gram matrices, masks and weights of trails that are finished once these files exist.
+def tidy(results: Path, settings: dict[str, Any], code: str) -> None:
+    """Remove hidden states, Gram matrices, masks and weights of trails that are finished.
 
-    finished: from a trail's folder in `results` (`<model>/<run>` or `<model>/dense`) to its checkpoints, evaluations.
-    settings: keep; with `gram` only hidden states go. Nothing runs again: a job is needed for what is missing only
-    where something behind it is to be made anew.
+    settings: keep, with `gram` only hidden states go; ends, from a trail's folder in `results` (`<model>/<run>` or
+    `<model>/dense`) to the checkpoints and evaluations that make it finished. Nothing runs again: a job is needed for
+    what is missing only where something behind it is to be made anew.
     """
     patterns = TENSORS["inputs"] + (TENSORS["scratch"] if settings["keep"] != "gram" else [])
     total = 0
-    for trail, files in finished.items():
-        missing = [name for name in files if not Path(name).exists()]
+    for trail, files in settings["ends"].items():
+        missing = [name for name in files if not Path(results, name).exists()]
         found = [path for pattern in patterns for path in Path(results, trail).glob(f"block_*/{pattern}")]
         size = sum(path.stat().st_size for path in found)
         if missing:
