@@ -312,13 +312,12 @@ class Run(Section):
             )
         if self.retargeted and not self.updated:
             raise ValueError("target 'dense' moves weights, but update 'none' keeps them as they were; use an update")
-        if self.granularity == "matrix" and self.pattern.group:
-            raise ValueError(
-                f"granularity 'matrix' says where a fraction is counted, but sparsity {self.pattern} is counted in "
-                "groups; leave granularity out, or give a fraction"
-            )
+        try:
+            pattern = self.pattern
+        except GrampruneError as error:  # granularity "matrix" with N:M
+            raise ValueError(str(error)) from error
         if isinstance(self.mask, MrpMask):
-            self.mask.check(self.pattern)
+            self.mask.check(pattern)
         return self
 
     @property

@@ -59,8 +59,8 @@ class Pattern:
                 raise GrampruneError(f"sparsity {value!r} is not N:M with 0 < N < M, such as '2:4'.")
             if granularity not in ("row", "group"):  # "row" is what one has who says nothing
                 raise GrampruneError(
-                    f"granularity {described(granularity)} says where a fraction is counted, but N:M counts in groups; "
-                    f"leave granularity out with {value!r}."
+                    f"granularity {described(granularity)} says where a fraction is counted, but sparsity {value!r} is "
+                    "counted in groups; leave granularity out, or give a fraction."
                 )
             return cls(1 - int(keep) / int(group), "group", int(keep), int(group))
         try:
