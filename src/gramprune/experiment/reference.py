@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gramprune.experiment.mistakes import sections_in, visible_fields
+from gramprune.experiment.options import METHODS
 from gramprune.experiment.settings import Section, Settings
 
 
@@ -21,6 +22,12 @@ def schema() -> str:
     for place in (models, known["Perplexity"]["properties"]["datasets"], known["Evaluation"]["properties"]["tasks"]):
         place["items"] = {"anyOf": [{"type": "string"}, place["items"]]}  # a name may stand for the section
     models["type"] = ["string", "object", "array"]
+    known["Run"]["required"] = ["sparsity"]  # a recipe may say the mask
+    sections = ["Run", *(section.__name__ for methods in METHODS.values() for section in methods)]
+    for section in sections:
+        for name, value in known[section]["properties"].items():
+            if name not in ("name", "method"):  # a list is a sweep
+                known[section]["properties"][name] = {"anyOf": [value, {"type": "array", "items": value}]}
     del known["Dataset"]["properties"]["demo"]
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **content}, indent=2) + "\n"
 

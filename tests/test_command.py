@@ -1,0 +1,98 @@
+"""The command `gramprune`: a configuration to begin with, all that is wrong with one, and answers without Snakemake."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import changed, copied
+
+from gramprune import __version__
+from gramprune.experiment import settings
+
+
+def gramprune(*arguments, folder=None, status=0):
+    command = [sys.executable, "-m", "gramprune", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if not status else done.stderr
+
+
+@pytest.fixture
+def own(tiny_model, texts, tmp_path):
+    """A user's folder with a model and two texts."""
+    shutil.copytree(tiny_model, tmp_path / "my-model")
+    for name, path in texts.items():
+        shutil.copy(path, tmp_path / f"{name}{path.suffix}")
+    return tmp_path
+
+
+def test_a_configuration_to_begin_with_is_right_and_says_why(own):
+    given = ("--text", "calibration.jsonl", "--evaluation", "evaluation.txt", "--sparsity", "2:4", "--sparsity", "0.5")
+    written = gramprune("new", "./my-model", *given, folder=own)
+    (own / "my.yaml").write_text(written.replace("samples: 128 ", "samples: 12 ").replace("length: 128", "length: 64"))
+    chosen = settings.load(yaml.safe_load(written))
+    assert [run.name for run in chosen.runs] == [f"{r}-{s}" for r in ("wanda", "fast", "best") for s in ("2of4", "0.5")]
+    assert (chosen.calibration.length, chosen.keep, chosen.results) == (128, "all", "results/my-model")
+    for reason in ("all of the model's context of 128", "GiB on a CPU", "are free", "3 blocks, 21 linears"):
+        assert reason in written
+    said = gramprune("check", "my.yaml", folder=own)
+    assert said.splitlines()[-1] == "my.yaml is right: 6 runs of my-model" and "best-2of4" in said
+
+
+def test_new_takes_the_recipe_and_the_hubs_texts_that_it_is_told(own):
+    (run,) = settings.load(yaml.safe_load(gramprune("new", "./my-model", "--best", folder=own))).runs
+    assert run.name == "best-2of4"
+    chosen = settings.load(yaml.safe_load(gramprune("new", "demo", "--fast", folder=own)))
+    assert chosen.calibration.dataset == "demo" and not chosen.datasets
+
+
+def test_check_says_all_that_is_wrong_at_once(own, config):
+    wrong = changed(config, lambda c: (c.update(model="./nowhere", batch_sise=2), c["calibration"].update(samples=0)))
+    (own / "my.yaml").write_text(json.dumps(wrong))
+    said = gramprune("check", "my.yaml", folder=own, status=1).splitlines()
+    assert len(said) == 2 and "batch_sise" in said[0] + said[1] and "calibration.samples" in said[0] + said[1]
+    right = changed(wrong, lambda c: (c.pop("batch_sise"), c["calibration"].update(samples=4)))
+    (own / "my.yaml").write_text(
+        json.dumps(changed(right, lambda c: c["datasets"]["evaluation"].update(path="no.txt")))
+    )
+    said = gramprune("check", "my.yaml", folder=own, status=1).splitlines()
+    assert ["./nowhere" in said[0], "no.txt" in said[1], len(said)] == [True, True, 2]
+
+
+def test_plan_and_status_answer_as_their_targets_do_and_print_nothing_else(clone):
+    for name in ("plan", "status"):
+        answer = gramprune(name, "config.yaml", folder=clone.folder)
+        assert answer in clone.snakemake(name).stdout
+    assert "Everything is done" in answer
+
+
+def test_tidy_removes_what_finished_runs_no_longer_need(clone, tmp_path):
+    copy = copied(clone.folder, tmp_path / "copy")
+    assert gramprune("tidy", folder=copy.folder).endswith("GiB\n")
+    assert list((copy.folder / "results/tiny/chain").rglob("*.json"))
+    assert not list((copy.folder / "results/tiny/chain").rglob("gram.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("new", "./nowhere"), "./nowhere does not exist"),
+        (("new", "demo", "--sparsity", "half"), "'half' is not a fraction"),
+        (("new", "demo", "--text", "no.txt"), "no.txt does not exist"),
+        (("check", "no.yaml"), "no.yaml cannot be read"),
+        (("plan", "no.yaml"), "no.yaml cannot be read"),
+    ],
+)
+def test_what_the_command_cannot_do_is_said_in_a_sentence(own, arguments, words):
+    said = gramprune(*arguments, folder=own, status=1)
+    assert said.startswith("gramprune: ") and words in said and said.count("\n") == 1
+
+
+def test_the_command_knows_its_version_and_its_examples():
+    assert gramprune("--version").strip() == f"gramprune {__version__}"
+    assert "gramprune new ./my-model > my.yaml" in gramprune("--help")
