@@ -20,7 +20,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -120,20 +120,19 @@ def _bytes(path: Path) -> BinaryIO:
     return arrow.input_stream(str(path), compression=codec)
 
 
-def _check_text(text: str, file: str, line: Callable[[int], int]) -> None:
-    """Raises GrampruneError for what is no text. line: from a place in the text to the file's line."""
+def _check_text(text: str, file: str, line: int) -> None:
+    """Raises GrampruneError for what is no text. line: of the file, where the text begins."""
     if found := NO_TEXT.search(text):
         byte = ord(found[0]) & 0xFF
         remedy = "save the file as UTF-8" if byte else "is it UTF-16 without a byte order mark? Save it as UTF-8"
-        raise GrampruneError(
-            f"{file}, line {line(found.start())}: the byte 0x{byte:02x} is no text in UTF-8; {remedy}."
-        )
+        line += text.count("\n", 0, found.start())
+        raise GrampruneError(f"{file}, line {line}: the byte 0x{byte:02x} is no text in UTF-8; {remedy}.")
 
 
 def _lines(stream: TextIO, file: str) -> Iterator[tuple[int, str]]:
     """Lines, counted from 1."""
     for number, line in enumerate(stream, start=1):
-        _check_text(line, file, lambda place, number=number: number)
+        _check_text(line, file, number)
         yield number, line
 
 
@@ -145,7 +144,7 @@ def _pieces(path: Path, file: str) -> Iterator[str]:
     line = 1
     with said(file), _open(path) as stream:
         while piece := stream.read(PIECE):
-            _check_text(piece, file, lambda place, piece=piece, line=line: line + piece.count("\n", 0, place))
+            _check_text(piece, file, line)
             line += piece.count("\n")
             yield piece
 
@@ -193,7 +192,7 @@ def _json(path: Path, file: str, wanted: Sequence[str]) -> Iterator[Row]:
     except ValueError:
         with _open(path) as stream:
             text = stream.read()
-        _check_text(text, file, lambda place: text.count("\n", 0, place) + 1)
+        _check_text(text, file, 1)
         values = iter([("the file", _decoded(text, file, 1))])
     for where, value in values:
         inner = _only_list(value, wanted)
@@ -283,7 +282,7 @@ class _Scanner:
     def _read_on(self) -> None:
         rest = self._text[self._at :]
         new = self._stream.read(max(PIECE, len(rest)))  # twice as much: a long value is not tried too often
-        _check_text(new, self._file, lambda place: self.line + rest.count("\n") + new.count("\n", 0, place))
+        _check_text(new, self._file, self.line + rest.count("\n"))
         self._text, self._at, self._ended = rest + new, 0, not new
 
 
@@ -318,19 +317,23 @@ def _table(path: Path, file: str, wanted: Sequence[str], dialect: str) -> Iterat
 
 
 def _parquet(path: Path, file: str, wanted: Sequence[str]) -> Iterator[Row]:
+    import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    with parquet.ParquetFile(path) as table:
-        names = table.schema_arrow.names
-        columns = [name for name in names if any(f"{field}.".startswith(f"{name}.") for field in wanted)]
-        if not columns:
-            yield "row 1", dict.fromkeys(names)
-            return
-        number = 0
-        for batch in table.iter_batches(batch_size=256, columns=columns):  # few: a document may be long
-            for row in batch.to_pylist():
-                number += 1
-                yield f"row {number}", row
+    try:
+        with parquet.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            columns = [name for name in names if any(f"{field}.".startswith(f"{name}.") for field in wanted)]
+            if not columns:
+                yield "row 1", dict.fromkeys(names)
+                return
+            number = 0
+            for batch in table.iter_batches(batch_size=256, columns=columns):  # few: a document may be long
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", row
+    except arrow.ArrowException as error:  # of a dozen kinds
+        raise ValueError(str(error)) from error
 
 
 READERS = {
