@@ -71,6 +71,13 @@ BAD = {  # name of the file, content, settings, what the sentence says
     "lists in lists": ("a.jsonl", texts("a") + DEEP, {}, "a.jsonl, line 2"),
     "a number of 5,000 digits": ("a.jsonl", texts("a") + f'{{"text": {"1" * 5000}}}', {}, "a.jsonl, line 2: not JSON"),
     "another field": ("a.jsonl", lines({"body": "a", "id": 1}), {}, "line 1: there is no field 'text' but body, id"),
+    "names of any kind": (
+        "a.csv",
+        '"a\nb",c' + "d" * 9999 + "\n1,2\n",
+        {},
+        "line 3: there is no field 'text' but a b, cddd",
+    ),
+    "half an emoji as a name": ("a.jsonl", '{"\\ud83d": 1}', {}, "line 1: there is no field 'text' but \ufffd; set"),
     "a field that one line lacks": ("a.jsonl", texts("a", "b") + lines({"body": "c"}), {}, "line 3: there is no field"),
     "a nested field that is not there": ("a.jsonl", lines({"a": {"c": "x"}}), {"field": "a.b"}, "no field 'a.b' but a"),
     "a field inside a text": ("a.jsonl", texts("a"), {"field": "text.b"}, "line 1: there is no field 'text.b'"),
@@ -92,7 +99,7 @@ BAD = {  # name of the file, content, settings, what the sentence says
         "line 1 has text; expected an object with the field",
     ),
     "only nulls": ("a.jsonl", lines({"text": None}) * 3, {}, "dataset mine: there is no document in it"),
-    "only empty texts": ("a.jsonl", texts("", ""), {}, "dataset mine: its 2 documents are all empty"),
+    "only empty texts": ("a.jsonl", texts("", ""), {}, "dataset mine: all of its documents (2) are empty"),
     "blank lines": ("a.jsonl", "\n \n\n", {}, "there is no document in it"),
     "bytes that are no UTF-8": (
         "a.jsonl",

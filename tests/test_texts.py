@@ -219,7 +219,9 @@ def test_token_ids_are_used_as_they_are(tmp_path, llama):
 def test_text_whose_tokens_the_model_does_not_have_is_refused(tmp_path, plain):
     with pytest.raises(GrampruneError) as error:
         joined(tokens(stored(tmp_path, ["One."]), plain, vocabulary=20))
-    assert_sentence(error, "the dataset mine has the token id", "vocabulary ends at 19", "the tokenizer is not this")
+    assert_sentence(
+        error, "the dataset mine has the token id", "vocabulary ends at 19", "its tokenizer is another model's"
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 The model is built from its config with parameters on the meta device. Only what stands outside the blocks
 (embeddings, norms) and one block get real values. The model's *own* forward then prepares masks, rotary embeddings,
 sliding windows and whatever a family needs; pass-through stubs stand in the place of all other blocks, and the stored
-hidden states are put in front of the one real block. So its outputs are bit-identical to the full model's.
+hidden states are put in front of the one real block. So its outputs are bit-identical to the full model's, on
+one machine with as many threads and weights that lie alike in memory; elsewhere they differ in the last places.
 """
 
 from __future__ import annotations

@@ -317,19 +317,23 @@ def _table(path: Path, file: str, wanted: Sequence[str], dialect: str) -> Iterat
 
 
 def _parquet(path: Path, file: str, wanted: Sequence[str]) -> Iterator[Row]:
+    import pyarrow as arrow
     import pyarrow.parquet as parquet
 
-    with parquet.ParquetFile(path) as table:
-        names = table.schema_arrow.names
-        columns = [name for name in names if any(f"{field}.".startswith(f"{name}.") for field in wanted)]
-        if not columns:
-            yield "row 1", dict.fromkeys(names)
-            return
-        number = 0
-        for batch in table.iter_batches(batch_size=256, columns=columns):  # few: a document may be long
-            for row in batch.to_pylist():
-                number += 1
-                yield f"row {number}", row
+    try:
+        with parquet.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            columns = [name for name in names if any(f"{field}.".startswith(f"{name}.") for field in wanted)]
+            if not columns:
+                yield "row 1", dict.fromkeys(names)
+                return
+            number = 0
+            for batch in table.iter_batches(batch_size=256, columns=columns):  # few: a document may be long
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", row
+    except arrow.ArrowException as error:  # of a dozen kinds
+        raise ValueError(str(error)) from error
 
 
 READERS = {

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ def _selected(row: dict[str, Any], field: str, where: str) -> Any:
         if value is None:
             return None
         if not isinstance(value, dict) or part not in value:
-            has = ", ".join(map(str, row)) or "none at all"
+            has = _listed(row) or "none at all"
             raise GrampruneError(f"{where}: there is no field {field!r} but {has}; set the dataset's `field`.")
         value = value[part]
     return value
@@ -216,10 +216,9 @@ def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
     if content is None and len(named) > 1:  # an assistant that calls a tool says nothing
         content = ""
     if not isinstance(named.get("role"), str) or not isinstance(content, str):
+        found = _listed(f"{key}: {_described(value)}" for key, value in message.items()) or "nothing"
         raise GrampruneError(
-            f"{where}: expected a `role` and a `content` (or `from` and `value`), both text; found "
-            + (", ".join(f"{key}: {_described(value)}" for key, value in message.items()) or "nothing")
-            + "."
+            f"{where}: expected a `role` and a `content` (or `from` and `value`), both text; found {found}."
         )
     return {**named, "content": content}
 
@@ -238,6 +237,11 @@ def _encodable(text: str, noted: Counter[str]) -> str:
     whole, count = SURROGATE.subn("\ufffd", text)
     noted["surrogates"] += count
     return whole
+
+
+def _listed(names: Iterable[Any]) -> str:
+    """Names as part of a sentence, whatever a file has for names: a few, short, on one line."""
+    return ", ".join(SURROGATE.sub("\ufffd", " ".join(str(name).split()))[:60] for name in islice(names, 30))
 
 
 def _described(value: Any) -> str:

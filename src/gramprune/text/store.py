@@ -72,7 +72,7 @@ def write(
         if rows:
             write_group()
         if not size:
-            found = f"its {count:,} documents are all empty" if count else "there is no document in it"
+            found = f"all of its documents ({count:,}) are empty" if count else "there is no document in it"
             raise GrampruneError(f"dataset {about['dataset']}: {found}; give text.")
         about = {**about, **+noted, "kind": kind, "documents": count, "bytes": size, "sha256": digest.hexdigest()}
         writer.add_key_value_metadata({"gramprune": json.dumps(about, sort_keys=True)})

@@ -95,7 +95,9 @@ class Tokens:
         return SURROGATE.sub("\ufffd", text)
 
     def _ids(self, text: str) -> list[int]:
-        return self._checked(encode(self.tokenizer, text), "the tokenizer is not this model's")
+        return self._checked(
+            encode(self.tokenizer, text), "its tokenizer is another model's, or has tokens added that have no embedding"
+        )
 
     def _given(self, ids: list[int]) -> list[int]:
         own = len(self.front) if self.front and ids[: len(self.front)] == self.front else 0
