@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from gramprune.errors import GrampruneError
+from gramprune.errors import GrampruneError, first_line
 
 Row = tuple[str, Any]
 """Where it is in its file ("line 58"), and what it holds."""
@@ -95,12 +95,6 @@ def said(file: str) -> Iterator[None]:
         yield
     except (OSError, EOFError, ValueError, NotImplementedError, RecursionError, csv.Error) as error:
         raise GrampruneError(f"{file} cannot be read: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, as the end of a sentence."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line if line.endswith(".") else f"{line}."
 
 
 def _open(path: Path, newline: str | None = None) -> TextIO:

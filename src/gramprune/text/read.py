@@ -14,7 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from gramprune.errors import GrampruneError
+from gramprune.errors import GrampruneError, first_line
 from gramprune.text import formats
 from gramprune.text.formats import Row
 
@@ -118,9 +118,7 @@ def revision(dataset: dict[str, Any]) -> str | None:
     try:
         return HfApi().dataset_info(dataset["hub"], revision=dataset.get("revision")).sha
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise GrampruneError(
-            f"dataset {dataset['hub']} could not be found on the hub: {formats.first_line(error)}"
-        ) from error
+        raise GrampruneError(f"dataset {dataset['hub']} could not be found on the hub: {first_line(error)}") from error
 
 
 def _rows(dataset: dict[str, Any], name: str) -> Iterator[Row]:
@@ -160,7 +158,7 @@ def _hub(dataset: dict[str, Any], name: str) -> Iterator[Row]:
         raise
     except Exception as error:  # the library raises a dozen kinds for a wrong name or a missing network
         raise GrampruneError(
-            f"dataset {name}: {dataset['hub']} could not be fetched from the hub: {formats.first_line(error)}"
+            f"dataset {name}: {dataset['hub']} could not be fetched from the hub: {first_line(error)}"
         ) from error
 
 

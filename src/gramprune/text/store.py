@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from gramprune.errors import GrampruneError
+from gramprune.errors import GrampruneError, first_line
 from gramprune.storage import files
-from gramprune.text.formats import first_line
 from gramprune.text.read import LONGEST, Document
 
 PIECE = 1 << 14  # characters, or token ids, of a row

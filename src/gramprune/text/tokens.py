@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from gramprune.errors import GrampruneError
-from gramprune.text.formats import first_line
+from gramprune.errors import GrampruneError, first_line
 from gramprune.text.read import LONGEST, NO_TEMPLATE, SURROGATE
 from gramprune.text.store import Documents
 
