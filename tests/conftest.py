@@ -108,7 +108,7 @@ class Clone:
     def __init__(self, folder: Path, environment: dict[str, str] | None = None):
         self.folder = folder
         self.environment = environment
-        for name in ("Snakefile", "workflow", "slurm", "src"):
+        for name in ("Snakefile", "workflow", "profiles", "local", "slurm", "src"):
             source, target = ROOT / name, folder / name
             ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
             shutil.copytree(source, target, ignore=ignore) if source.is_dir() else shutil.copy2(source, target)
