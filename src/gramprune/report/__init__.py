@@ -27,12 +27,12 @@ def write_report(folders: list[Path], html: Path, pictures: Path) -> None:
         raise GrampruneError(f"{html} is there already and is no report; give another name for the page, or move it.")
     results = [read(Path(folder)) for folder in folders]
     charts = {name: (caption, finite(chart.to_dict())) for name, (caption, chart) in all_charts(results).items()}
+    content = page(results, charts, vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
     with files.atomic_folder(Path(pictures)) as part:
         for name, (_, spec) in charts.items():
             (part / f"{name}.svg").write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
-    library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     with files.atomic(Path(html)) as part:
-        part.write_text(page(results, charts, library), encoding="utf-8")
+        part.write_text(content, encoding="utf-8")
 
 
 def is_report(path: Path) -> bool:

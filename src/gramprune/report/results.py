@@ -159,15 +159,29 @@ def read_table(path: Path, texts: Container[str], needed: Iterable[str]) -> list
         if name not in content.column_names:
             raise GrampruneError(f"{path} has no column {name!r}; {AGAIN}.")
     for field in content.schema:
-        is_text = pyarrow.types.is_string(field.type) or pyarrow.types.is_large_string(field.type)
-        kind = field.type.value_type if pyarrow.types.is_list(field.type) else field.type
-        is_number = pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind)
-        if not pyarrow.types.is_null(kind) and not (is_text if field.name in texts else is_number):
-            expected = "text" if field.name in texts else "numbers"
-            raise GrampruneError(
-                f"{path}: the column {shorter(field.name)} holds {field.type}, expected {expected}; {AGAIN}."
-            )
-    return rows
+        expected = "text" if field.name in texts else "lists of numbers" if field.name == "curve" else "numbers"
+        if not pyarrow.types.is_null(field.type) and not _holds(field.type, expected):
+            name = shorter(field.name)
+            raise GrampruneError(f"{path}: the column {name} holds {field.type}, expected {expected}; {AGAIN}.")
+    return [{name: _printable(value) for name, value in row.items()} for row in rows]
+
+
+def _printable(value: Any) -> Any:
+    """Text without line ends and control characters, which not all that draw it can take."""
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return "".join(character if character.isprintable() else "\ufffd" for character in value)
+
+
+def _holds(kind: arrow.DataType, expected: str) -> bool:
+    """Whether a column of that type holds "text", "numbers" or "lists of numbers"."""
+    if expected == "text":
+        return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+    if expected == "lists of numbers":
+        return pyarrow.types.is_list(kind) and (
+            pyarrow.types.is_null(kind.value_type) or _holds(kind.value_type, "numbers")
+        )
+    return pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) or pyarrow.types.is_null(kind)
 
 
 def read_summary(path: Path) -> list[dict[str, Any]]:
