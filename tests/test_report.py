@@ -13,7 +13,7 @@ from conftest import changed
 from problems import assert_sentence
 
 from gramprune.errors import GrampruneError
-from gramprune.report import results, write_report
+from gramprune.report import answer, results, write_report
 from gramprune.report.page import NO_NETWORK
 from gramprune.report.read import read
 
@@ -84,6 +84,30 @@ def test_the_report_begins_with_the_runs_and_marks_the_best_of_every_pattern(clo
         re.search(r"<td[^>]*>(.*?)</td>", line)[1] for line in re.findall(r"<tr.*?</tr>", table) if "best" in line
     ]
     assert marked == [best]  # one run alone at 2:4 is not the best of anything
+
+
+def test_the_report_says_first_which_run_to_take_for_every_pattern(clone, page):
+    rows = parquet.read_table(clone.folder / "results/summary.parquet").to_pylist()
+    said = re.findall(r"<li><b>(.*?)</b>: (.*?)</li>", page[: page.index("<table")])
+    assert {pattern for pattern, _ in said} == {"0.5", "2:4"}
+    for pattern, sentence in said:
+        best = min((r for r in rows if r["pattern"] == pattern), key=lambda row: row["perplexity_evaluation"])
+        assert f"<code>{best['run']}</code>: perplexity {best['perplexity_evaluation']:.2f}" in sentence
+        assert f"dense {rows[0]['perplexity_evaluation']:.2f}" in sentence
+
+
+def test_a_cheaper_run_is_named_with_what_it_gives_up_and_saves():
+    class Costs:
+        def cost_of(self, model, run):
+            return {"hours": {"good": 3.0, "fair": 2.5, "cheap": 1.0, "cheapest": 0.5}[run]}
+
+    rows = [
+        {"model": "m", "run": run, "perplexity_text": value, "_of": Costs()}
+        for run, value in (("cheap", 12.5), ("good", 10.0), ("fair", 11.0), ("cheapest", 20.0))
+    ]
+    said = answer._taken(rows, "perplexity_text", 9.0)
+    assert said.startswith("take <code>good</code>: perplexity 10.00 on text, dense 9.00")
+    assert said.endswith("<code>cheap</code> is 2.5 above it for 33% of its 3 h") and "fair" not in said
 
 
 def test_the_report_says_what_could_make_one_doubt_and_how_to_make_a_figure_again(clone, page):
@@ -177,3 +201,14 @@ def test_a_click_on_a_head_sorts_the_runs_and_another_turns_them_round(clone, pa
     rows = parquet.read_table(clone.folder / "results/summary.parquet").to_pylist()
     ranked = [row["run"] for row in sorted(rows[1:], key=lambda row: row["perplexity_evaluation"])]
     assert [order.split() for order in orders] == [["dense", *ranked], ["dense", *ranked[::-1]]]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_column_can_be_hidden(clone, page, tmp_path):
+    click = """addEventListener('load', () => {
+      const boxes = [...document.querySelectorAll('.columns input')], table = document.querySelector('table.sortable');
+      boxes.find(box => box.parentElement.textContent.trim() === 'propagation').click();
+      document.title = [...table.tHead.rows[0].cells].filter(c => c.offsetWidth).map(c => c.textContent).join(',');
+    });"""
+    shown = re.search("<title>(.*?)</title>", opened(page, click, tmp_path))[1].split(",")
+    assert "method" in shown and "sparsity" in shown and "propagation" not in shown

@@ -30,6 +30,7 @@ def all_charts(results: list[Results]) -> dict[str, tuple[str, alt.TopLevelMixin
     makers = {
         "perplexity": perplexity,
         "sparsity": sparsity,
+        "price": price,
         "accuracy": accuracy,
         "layers": layers,
         "reduction": reduction,
@@ -69,6 +70,7 @@ def _measured(results: list[Results], prefix: str) -> list[dict[str, Any]]:
                     }
                     if prefix == "perplexity_":
                         record |= {"low": row.get(f"delta_low_{what}"), "high": row.get(f"delta_high_{what}")}
+                        record["minutes"] = 60 * (one.cost_of(row["model"], row["run"]) or {}).get("hours", 0)
                     else:
                         record["stderr"] = row.get(f"{prefix}stderr_{what}")
                     records.append(record)
@@ -109,7 +111,7 @@ def _per_run(records: list[dict[str, Any]], title: str, scale: str, error: str |
             point.encode(x=axis, y=order, color="pattern:N", tooltip=shown),
         ]
         if dense:
-            line = alt.Chart(alt.Data(values=dense)).mark_rule(color="#111827", strokeDash=[4, 3])
+            line = alt.Chart(alt.Data(values=dense)).mark_rule(color="#6b7280", strokeDash=[4, 3])
             layered.append(line.encode(x="value:Q", tooltip=["run:N", alt.Tooltip("value:Q", format=".4f")]))
         charts.append(alt.layer(*layered))
     return alt.vconcat(*charts) if charts else None
@@ -145,6 +147,35 @@ def sparsity(results: list[Results]) -> alt.TopLevelMixin | None:
         shape = alt.Shape("kind:N", scale=alt.Scale(domain=["unstructured", "N:M"], range=["circle", "square"]))
         shown = ["run:N", "method:N", "pattern:N", alt.Tooltip("value:Q", format=".4f")]
         charts.append(lines + base.mark_point(size=60, filled=True).encode(shape=shape, tooltip=shown))
+    return alt.vconcat(*charts)
+
+
+def price(results: list[Results]) -> alt.TopLevelMixin | None:
+    """Perplexity over the time of all jobs that a run needs, shared ones too: look at the lower left. N:M patterns are
+    squares."""
+    records = [r for r in _measured(results, "perplexity_") if r["run"] != "dense" and r["minutes"]]
+    if len(records) < 2:
+        return None
+    charts = []
+    for place, what in dict.fromkeys((r["place"], r["what"]) for r in records):
+        found = [r for r in records if (r["place"], r["what"]) == (place, what)]
+        shape = alt.Shape("kind:N", scale=alt.Scale(domain=["unstructured", "N:M"], range=["circle", "square"]))
+        base = alt.Chart(alt.Data(values=found), width=WIDTH - 220, height=280, title=place)
+        charts.append(
+            base.mark_point(size=60, filled=True).encode(
+                x=alt.X("minutes:Q", title="minutes of all jobs", scale=_scale("log")),
+                y=alt.Y("value:Q", title=f"perplexity {what}", scale=_scale("log")),
+                color=alt.Color("method:N", legend=alt.Legend(labelLimit=260)),
+                shape=shape,
+                tooltip=[
+                    "run:N",
+                    "method:N",
+                    "pattern:N",
+                    alt.Tooltip("value:Q", format=".4f"),
+                    alt.Tooltip("minutes:Q", format=".2f"),
+                ],
+            )
+        )
     return alt.vconcat(*charts)
 
 

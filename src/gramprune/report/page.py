@@ -10,14 +10,13 @@ from typing import Any
 import yaml
 
 from gramprune.experiment.settings import Run
-from gramprune.progress import duration
-from gramprune.report import results as tables
-from gramprune.report.charts import method
+from gramprune.report.answer import answer, table
 from gramprune.report.read import Results, Text
 
 TITLES = {
     "perplexity": "Perplexity",
     "sparsity": "Perplexity over sparsity",
+    "price": "Perplexity over time",
     "accuracy": "Accuracy on tasks",
     "layers": "Layer errors",
     "reduction": "What refinement and update won",
@@ -27,7 +26,6 @@ TITLES = {
     "rules": "Rules",
     "jobs": "Jobs",
 }
-MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ"
 
 NO_NETWORK = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -38,19 +36,28 @@ AS_DATA = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
 """JSON in a page: no text in it can end its element, nor begin a comment in which the rest would be lost."""
 
 STYLE = """
-:root{--line:#e5e7eb;--soft:#6b7280;--ink:#111827}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:#fff;margin:0 auto;max-width:62rem;padding:1rem}
+:root{color-scheme:light dark;--line:#e5e7eb;--soft:#6b7280;--ink:#111827;--paper:#fff;--shade:#f9fafb;--dense:#f3f4f6;
+--good:#047857;--bad:#b91c1c;--link:#1d4ed8}
+@media(prefers-color-scheme:dark){:root{--line:#374151;--soft:#9ca3af;--ink:#e5e7eb;--paper:#111418;--shade:#1b2027;
+--dense:#20262e;--good:#34d399;--bad:#f87171;--link:#93c5fd}}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:0 auto;max-width:100rem;
+padding:1rem clamp(.6rem,2vw,2.5rem)}
 h1{font-size:1.6rem;margin:.4rem 0}h2{font-size:1.2rem;margin:2.2rem 0 .4rem;border-top:1px solid var(--line);
 padding-top:1rem}h3{font-size:1rem;margin:1.2rem 0 .2rem}p{margin:.3rem 0;max-width:46rem}.soft{color:var(--soft)}
-nav a{margin-right:.9rem;white-space:nowrap}a{color:#1d4ed8;text-decoration:none}
+nav a{margin-right:.9rem;white-space:nowrap}a{color:var(--link);text-decoration:none}
+.take{font-size:1.06rem;max-width:60rem}.take li{margin:.2rem 0}
 .wide{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;font-size:.86rem}
-th,td{padding:.28rem .6rem;border-bottom:1px solid var(--line);text-align:left;white-space:nowrap;vertical-align:top}
-th{background:#f9fafb;position:sticky;top:0}.sortable th{cursor:pointer}.sortable th:after{content:" ↕";color:#c4c9d1}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}tr.dense td{background:#f3f4f6}
-td.best{font-weight:650;color:#047857}td.best:before{content:"★ "}small{color:var(--soft);display:block}
-.bad{color:#b91c1c}figure{margin:.6rem 0}figcaption{color:var(--soft);max-width:46rem}
-pre{background:#f9fafb;padding:.6rem;overflow-x:auto;font-size:.8rem}summary{cursor:pointer}
+th,td{padding:.28rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+td,.sortable th{white-space:nowrap}th{background:var(--shade);position:sticky;top:0}
+.sortable th{cursor:pointer}.sortable th:after{content:" ↕";color:var(--soft);opacity:.6}
+.sortable th:first-child,.sortable td:first-child{position:sticky;left:0;background:var(--paper)}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}tr.dense td,.sortable tr.dense td{background:var(--dense)}
+td.best{font-weight:650;color:var(--good)}td.best:before{content:"★ "}small{color:var(--soft);display:block}
+.columns label{margin-right:.9rem;white-space:nowrap;font-size:.86rem}
+.bad{color:var(--bad)}figure{margin:.6rem 0}figcaption{color:var(--soft);max-width:46rem}
+pre{background:var(--shade);padding:.6rem;overflow-x:auto;font-size:.8rem}summary{cursor:pointer}
 .vega-bind{font-size:.86rem;margin:.3rem 0}.vega-bind select{max-width:18rem}
+@media print{.columns,nav{display:none}}
 """
 SCRIPT = """
 document.querySelectorAll('table.sortable').forEach(table => table.querySelectorAll('th').forEach((head, column) => {
@@ -67,9 +74,14 @@ document.querySelectorAll('table.sortable').forEach(table => table.querySelector
     }).forEach(row => body.append(row));
   });
 }));
+document.querySelectorAll('.columns input').forEach((box, column) => box.addEventListener('change', () => {
+  const table = document.querySelector('#answer ~ .wide table');
+  for (const row of table.rows) row.cells[column + 1].style.display = box.checked ? '' : 'none';
+}));
+const dark = matchMedia('(prefers-color-scheme: dark)').matches;
 document.querySelectorAll('script[data-chart]').forEach(script => vegaEmbed('#' + script.dataset.chart,
-  JSON.parse(script.textContent), {renderer: 'svg', actions: {export: true, source: false, compiled: false,
-  editor: false}}));
+  JSON.parse(script.textContent), {renderer: 'svg', theme: dark ? 'dark' : undefined, config: {background: null},
+  actions: {export: true, source: false, compiled: false, editor: false}}));
 """
 
 
@@ -101,139 +113,6 @@ def page(results: list[Results], charts: dict[str, tuple[str, dict[str, Any]]], 
     return "\n".join(parts)
 
 
-def rows_of(results: list[Results]) -> list[dict[str, Any]]:
-    """The rows of all summaries, with the folder that they are from where there are several."""
-    several = len(results) > 1
-    return [
-        {**({"from": str(one.folder)} if several else {}), **row, "_of": one} for one in results for row in one.rows
-    ]
-
-
-def answer(results: list[Results]) -> str:
-    """The table of runs: the dense models on top, figures first, the best of every pattern marked."""
-    rows = sorted(rows_of(results), key=lambda row: row["run"] != "dense")
-    figures = [name for name in tables.shown(rows) if name.startswith(tables.SHOWN)]
-    several = {"from": len(results) > 1, "model": len({row["model"] for row in rows}) > 1}
-    head = [*(name for name, shown in several.items() if shown), "run"]
-    gpu = any(_cost(row).get("gpu") for row in rows)
-    spent = {"hours": "jobs", "gpu" if gpu else "cpu": "GPU" if gpu else "CPU", "wall": "wall"}
-    best, marks = best_of(rows, figures), marks_of(rows, figures)
-    body = []
-    for place, row in enumerate(rows):
-        cells = [_cell(row[name]) for name in head]
-        for name in figures:
-            text = escape(tables.cell(name, row)) + marks.get((place, name), "") + _interval(name, row)
-            cells.append(_cell(row.get(name), text, "n best" if (place, name) in best else "n"))
-        cells.append(_cell(row["sparsity"], tables.cell("sparsity", row), "n"))
-        counted = (
-            f"{row['pattern']} per {row['granularity']}" if row["granularity"] in ("row", "matrix") else row["pattern"]
-        )
-        cells += [_cell(text) for text in (counted, method(row), row["propagation"])]
-        cost = _cost(row)
-        cells += [_cell(cost.get(key), duration(3600 * cost[key]) if cost else "-", "n") for key in spent]
-        body.append(f"<tr{' class=dense' if row['run'] == 'dense' else ''}>{''.join(cells)}</tr>")
-    titles = [(name, False) for name in head] + [(_heading(name), True) for name in figures] + [("sparsity", True)]
-    titles += [(name, False) for name in ("pattern", "method", "propagation")]
-    titles += [(name, True) for name in spent.values()]
-    notes = "".join(f"<p>{note}</p>" for note in legend(rows, figures))
-    return (
-        "<h2 id=answer>Runs</h2><p>The best run of every model and pattern is marked with ★; where intervals overlap, "
-        "that says little. Below a perplexity: how much higher than dense, with a 95 % interval (bootstrap over "
-        "windows); with an accuracy, its standard error. Time is that of all jobs that a run needs, shared ones "
-        "counted in full; wall: if every job had a machine at once. A click on a heading sorts.</p>"
-        + _table(titles, "".join(body))
-        + notes
-    )
-
-
-def _cell(value: Any, text: str | None = None, kind: str = "") -> str:
-    """A cell that sorts by its value and shows its text."""
-    shown = escape("-" if value is None else str(value)) if text is None else text
-    key = "" if value is None else escape(str(value), quote=True)
-    return f"<td class='{kind}' data-v='{key}'>{shown}</td>"
-
-
-def _table(titles: list[tuple[str, bool]], body: str) -> str:
-    """A table that can be sorted. titles: with whether their columns hold numbers."""
-    head = "".join(f"<th{' class=n' if number else ''}>{escape(title)}</th>" for title, number in titles)
-    return f"<div class=wide><table class=sortable><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _heading(name: str) -> str:
-    return name.replace("_", " ", 1) if name.startswith(tables.SHOWN) else name
-
-
-def _interval(name: str, row: dict[str, Any]) -> str:
-    what = name.removeprefix("perplexity_")
-    change, low, high = (row.get(f"delta_{part}{what}") for part in ("", "low_", "high_"))
-    if what == name or change is None or low is None or high is None:
-        return ""
-    return f"<small>{change:+.2f} [{low:+.2f}, {high:+.2f}]</small>"
-
-
-def _cost(row: dict[str, Any]) -> dict[str, float]:
-    return row["_of"].cost_of(row["model"], row["run"]) or {}
-
-
-def best_of(rows: list[dict[str, Any]], names: list[str]) -> set[tuple[int, str]]:
-    """Place and column of the best figure of every model and pattern, among figures that can be compared."""
-    found = set()
-    for name in names:
-        if not name.startswith(tables.SHOWN):
-            continue
-        groups: dict[tuple, list[int]] = defaultdict(list)
-        for place, row in enumerate(rows):
-            if row["run"] != "dense" and row.get(name) is not None:
-                groups[row["model"], row["pattern"], row.get(f"same_{name}")].append(place)
-        choose = min if name.startswith("perplexity_") else max
-        for places in groups.values():
-            if len(places) > 1:
-                found.add((choose(places, key=lambda place: rows[place][name]), name))
-    return found
-
-
-def marks_of(rows: list[dict[str, Any]], names: list[str]) -> dict[tuple[int, str], str]:
-    """A letter for every figure of a column in which not all can be compared."""
-    found = {}
-    for name, conditions in _conditions(rows, names).items():
-        for place, row in enumerate(rows):
-            if row.get(name) is not None:
-                found[place, name] = MARKS[conditions.index(row.get(f"same_{name}")) % len(MARKS)]
-    return found
-
-
-def legend(rows: list[dict[str, Any]], names: list[str]) -> list[str]:
-    """What the letters say."""
-    notes = []
-    for name, conditions in _conditions(rows, names).items():
-        what = name.removeprefix("perplexity_") if name.startswith("perplexity_") else name.partition("_")[2]
-        said = []
-        for condition in conditions:
-            row = next(row for row in rows if row.get(f"same_{name}") == condition and row.get(name) is not None)
-            if f"window_{what}" in row:
-                tokens, window, stride = (row.get(f"{part}_{what}") for part in ("tokens", "window", "stride"))
-                text = f"{tokens or 0:,} tokens in windows of {window}, stride {stride}"
-            else:
-                text = f"{row.get(f'items_{what}')} items, {row.get(f'shots_{what}')} examples in the prompt"
-            of = ", ".join(dict.fromkeys(r["model"] for r in rows if r.get(f"same_{name}") == condition))
-            said.append(f"{MARKS[conditions.index(condition) % len(MARKS)]} {escape(of)}: {text}")
-        notes.append(
-            f"<b>{escape(_heading(name))}</b>: figures with different letters cannot be compared; text, tokenizer or "
-            f"settings differ: {'; '.join(said)}."
-        )
-    return notes
-
-
-def _conditions(rows: list[dict[str, Any]], names: list[str]) -> dict[str, list[str]]:
-    """What the figures of a column depend on, for the columns where that differs."""
-    found = {}
-    for name in names:
-        kinds = list(dict.fromkeys(row.get(f"same_{name}") for row in rows if row.get(name) is not None))
-        if name.startswith(tables.SHOWN) and len(kinds) > 1:
-            found[name] = kinds
-    return found
-
-
 def health(results: list[Results]) -> str:
     """What could make one doubt a run."""
     heading = [
@@ -258,7 +137,7 @@ def health(results: list[Results]) -> str:
         "matrix' diagonal; raised in steps of ten where a matrix was not positive definite. Dead inputs: columns that "
         "no token used. Made worse: linears whose error after refinement or update is above the one before. Certified: "
         "rows whose swaps ended because none helps any more. Kept zeros: weights that are zero although the mask keeps "
-        "them.</p>" + _table([(name, False) for name in heading], lines)
+        "them.</p>" + table([(name, False) for name in heading], lines)
     )
 
 
