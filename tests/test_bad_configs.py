@@ -101,7 +101,7 @@ WRONG = [
     (("model",), "models/a\x00b", "'models/a\\x00b' is no path"),
     (("model",), "/" + "x" * 300, "has a part of more than 255 bytes"),
     (("model",), "~nobody-here/llama", "there is no home folder '~nobody-here'"),
-    (("datasets",), {"x": {"path": ["a.txt"]}}, "datasets.x.path is ['a.txt']; expected: text."),
+    (("datasets",), {"x": {"path": [3]}}, "datasets.x.path is [3]; expected: text."),
     (("evaluation", "tasks"), [{"tasks": ["a"], "include_path": ""}], "tasks[0].include_path: '' is no path"),
     (("results",), None, "results is empty; expected: text."),  # `~` without quotes
     (("results",), 5, "results is 5; " + IN_QUOTES),

@@ -271,7 +271,7 @@ class Run(Section):
             parts = [value.get("mask"), value.get("refine", "none"), value.get("update", "none")]
             parts.append(str(value.get("sparsity")).replace(":", "of"))
             texts = [part.get("method") if isinstance(part, dict) else part for part in parts]
-            return {"name": "-".join(str(text) for text in texts if text != "none"), **value}
+            return {"name": slug("-".join(str(text) for text in texts if text != "none")), **value}
         return value
 
     @field_validator("sparsity", mode="before")
