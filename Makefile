@@ -1,7 +1,8 @@
-# make demo    make the environment and run the experiment of config.yaml
-# make test    make the same environment and pass all tests
-# make quick   the tests without the slow ones
-# make check   formatting and lint, as CI does
+# make demo        make the environment and run the experiment of config.yaml
+# make test        make the same environment and pass all tests
+# make quick       the tests without the slow ones
+# make processors  the tests that compare bits and figures, with the kernels of other processors
+# make check       formatting and lint, as CI does
 
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
@@ -9,7 +10,7 @@ ENV := .venv
 RUN := $(CURDIR)/$(ENV)/bin
 export PATH := $(RUN):$(PATH)
 
-.PHONY: demo test quick check
+.PHONY: demo test quick processors check
 
 demo: $(ENV)/installed
 	snakemake --profile local --cores $(CORES)
@@ -21,6 +22,19 @@ test: $(ENV)/installed
 
 quick: $(ENV)/installed
 	pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+# torch, oneDNN and MKL choose their kernels by these variables. Waiting threads must not take the other process's core.
+with = ATEN_CPU_CAPABILITY=$(1) ONEDNN_MAX_CPU_ISA=$(2) MKL_ENABLE_INSTRUCTIONS=$(3) GRAMPRUNE_TEST_THREADS=$(4) \
+	OMP_WAIT_POLICY=passive pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+BITS = $$(grep -l "mark\.bits" tests/test_*.py)
+
+processors: $(ENV)/installed
+	$(call with,default,SSE41,SSE4_2,1) -m bits $(BITS)
+	$(call with,default,SSE41,SSE4_2,2) -m bits $(BITS)
+	$(call with,avx2,AVX2,AVX2,1) -m bits $(BITS)
+	$(call with,avx2,AVX2,AVX2,2) -m bits $(BITS)
+	$(call with,avx2,AVX2,AVX2,2) tests/test_workflow.py tests/test_demo.py -k "bit_for_bit or same_seed"
 
 check: $(ENV)/installed
 	ruff check .

@@ -16,6 +16,7 @@ import argparse
 import math
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -29,7 +30,7 @@ from gramprune.model.blocks import inputs_of, is_transposed, linears, open_block
 from gramprune.pruning import joint, masks, methods
 from gramprune.pruning.gram import accumulate
 from gramprune.text import calibration
-from gramprune.text.sources import documents
+from gramprune.text.read import documents
 
 BATCH = 8
 UPDATES = [("none", {}), ("sparsegpt", {}), ("mrp", {"solution": "S"}), ("admm", {}), ("pcg", {}), ("exact", {})]
@@ -99,7 +100,8 @@ def table(cells: dict[str, dict[str, float]]) -> str:
 
 
 def texts_of(path: Path) -> list[str]:
-    return list(documents(Dataset(path=str(path)).source_settings, path.name))
+    found = documents(Dataset(path=str(path)).source_settings, path.name, Counter())
+    return ["".join(text) for _, text in found]
 
 
 def calibrated(arguments: argparse.Namespace, samples: int) -> torch.Tensor:
@@ -107,10 +109,9 @@ def calibrated(arguments: argparse.Namespace, samples: int) -> torch.Tensor:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, local_files_only=True)
-    tokenizer.model_max_length = 10**9
-    texts = texts_of(arguments.calibration)
-    encode = lambda text: tokenizer(text)["input_ids"]  # noqa: E731
-    return torch.tensor(calibration.sequences(texts, encode, samples, arguments.length, 0, str(arguments.calibration)))
+    encode = lambda text: tokenizer(text, verbose=False)["input_ids"]  # noqa: E731
+    texts, name = texts_of(arguments.calibration), str(arguments.calibration)
+    return torch.tensor(calibration.sequences(texts, encode, samples, arguments.length, 0, name).sequences)
 
 
 def observed(blocks, index: int, tokens: torch.Tensor, hidden: list, dense: list | None) -> tuple[dict, dict]:
@@ -195,10 +196,9 @@ def perplexities(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, local_files_only=True)
-    tokenizer.model_max_length = 10**9
     text = "\n\n".join(texts_of(arguments.evaluation))
-    tokens = tokenizer(text)["input_ids"]
-    test = windows(tokens, arguments.length, arguments.length, arguments.windows, str(arguments.evaluation))
+    tokens = tokenizer(text, verbose=False)["input_ids"]
+    test = windows([tokens], arguments.length, arguments.length, arguments.windows, str(arguments.evaluation))
 
     def measured(pruned: dict[str, torch.Tensor]) -> float:
         model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32, local_files_only=True).eval()

@@ -1,5 +1,6 @@
 """The same pruning without stages: whole models in memory, plain loops, one Gram matrix per linear."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,21 @@ from transformers.pytorch_utils import Conv1D
 import gramprune as gp
 
 
+def load(folder: Path, place: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> torch.nn.Module:
+    """The whole model. place: by default every weight gets memory of its own, as in the stages.
+
+    transformers maps files, where a weight may begin anywhere, and the order of a product's sums depends on that.
+    """
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    for parameter in model.parameters():
+        parameter.data = place(parameter.data)
+    return model
+
+
 @torch.no_grad()
 def prune_in_memory(folder: Path, tokens: torch.Tensor, run: dict[str, Any], batch_size: int) -> torch.nn.Module:
     """The pruned model. run: as in config.yaml, every method by its name."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-    untouched = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    model, untouched = load(folder), load(folder)
     pattern = gp.Pattern.parse(run["sparsity"], run.get("granularity", "row"))
     blocks = block_list(model)
     later = []

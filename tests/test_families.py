@@ -1,11 +1,14 @@
 """Families of models without family code: blocks run alone as in the whole model, and whole prunings agree."""
 
 import json
+import os
+import platform
 
 import pytest
 import torch
+from conftest import THREADS
 from families import CONFIGS, config
-from monolithic import prune_in_memory
+from monolithic import block_list, load, prune_in_memory
 from safetensors import safe_open
 
 from gramprune.experiment.settings import Run
@@ -40,12 +43,9 @@ def tokens():
     return torch.randint(0, 160, (6, 24), generator=torch.Generator().manual_seed(0))
 
 
-def hidden_states(folder, tokens):
-    """What enters and leaves every block of the whole model."""
-    from monolithic import block_list
-    from transformers import AutoModelForCausalLM
-
-    whole = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+def hidden_states(folder, tokens, place=torch.clone):
+    """What enters and leaves every block of the whole model. place: where its weights lie, see `load`."""
+    whole = load(folder, place)
     entered, left = {}, {}
 
     def note(index):
@@ -62,7 +62,23 @@ def hidden_states(folder, tokens):
     return entered, left
 
 
+def misplaced(values):
+    """A copy that begins 8 bytes behind a multiple of 64, as a tensor of a mapped file may."""
+    room = torch.empty(values.nbytes + 8, dtype=torch.uint8)
+    return room[8:].view(values.dtype).view(values.shape).copy_(values)
+
+
+@pytest.mark.bits
+@pytest.mark.skipif("ATEN_CPU_CAPABILITY" not in os.environ, reason="no other kernels are asked for")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="there are no others here")
+def test_the_kernels_and_threads_are_those_that_are_asked_for():
+    assert torch.backends.cpu.get_cpu_capability() == os.environ["ATEN_CPU_CAPABILITY"].upper()
+    assert torch.get_num_threads() == THREADS
+
+
+@pytest.mark.bits
 def test_a_block_alone_gives_the_bits_of_the_whole_model(model, tokens):
+    """On the same machine, with as many threads, and weights that begin at multiples of 64 bytes in both."""
     entered, left = hidden_states(model, tokens)
     blocks, _ = open_blocks(model)
     for index in reversed(range(len(blocks))):
@@ -70,6 +86,18 @@ def test_a_block_alone_gives_the_bits_of_the_whole_model(model, tokens):
             first, output = blocks.forward(tokens, entered[index] if index else None)
         assert torch.equal(first, entered[index])
         assert torch.equal(output, left[index])
+
+
+@pytest.mark.bits
+def test_a_block_alone_gives_the_whole_models_outputs_to_the_last_places_wherever_its_weights_lie(model, tokens):
+    """A sum in another order: some units in the last place of what is added up, so of the largest outputs."""
+    entered, left = hidden_states(model, tokens, misplaced)
+    blocks, _ = open_blocks(model)
+    for index in range(len(blocks)):
+        with blocks.loaded(index):
+            output = blocks.forward(tokens, entered[index])[1]
+        unit = torch.finfo(output.dtype).eps * left[index].abs().max().double()
+        assert (output.double() - left[index].double()).abs().max() <= 4 * unit
 
 
 def test_the_layout_from_config_alone_names_the_linears_that_are_pruned(model, tokens):
@@ -85,6 +113,7 @@ def test_the_layout_from_config_alone_names_the_linears_that_are_pruned(model, t
             assert sorted(shape) == sorted((linear["rows"], linear["columns"]))
 
 
+@pytest.mark.bits
 @pytest.mark.parametrize(
     "run",
     [
@@ -94,11 +123,9 @@ def test_the_layout_from_config_alone_names_the_linears_that_are_pruned(model, t
     ids=["aimed chain", "apart"],
 )
 def test_pruned_in_stages_reloaded_equals_pruned_in_memory(model, tokens, run, tmp_path):
-    from transformers import AutoModelForCausalLM
-
     prune_in_stages(model, tokens, run, tmp_path)
     expected = prune_in_memory(model, tokens, run, batch_size=2)
-    found = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint", dtype="auto").eval()
+    found = load(tmp_path / "checkpoint")
     state = expected.state_dict()
     for key, value in found.state_dict().items():
         assert torch.equal(value, state[key]), key

@@ -19,6 +19,8 @@ from gramprune import Gram, GrampruneError, Pattern, prune_weight, select_mask, 
 from gramprune.pruning.masks.mrp import LIMIT
 from gramprune.pruning.updates.pcg import conjugate_gradients
 
+pytestmark = pytest.mark.bits
+
 SLUG = {"ids": lambda pattern: Pattern.parse(*pattern).slug}
 GROUPS = ["2:4", "1:4", "4:8"]
 NEGLIGIBLE = 1e-13  # damping

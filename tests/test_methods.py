@@ -20,6 +20,8 @@ from torch import Tensor
 from gramprune import Gram, GrampruneError, Pattern, layer_error, prune_weight, select_mask, update_weight
 from gramprune.pruning import joint, masks, methods, updates
 
+pytestmark = pytest.mark.bits
+
 SLUG = {"ids": lambda pattern: Pattern.parse(*pattern).slug}
 
 
@@ -242,10 +244,10 @@ def test_an_unknown_method_is_refused_with_the_nearest_and_the_known_ones(call, 
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda w, g, half: select_mask(w[:, :8], g, half, "wanda"), ["(6, 8)", "(16, 16)"]),
-        (lambda w, g, half: select_mask(w[0], g, half, "magnitude"), ["(16,)", "(16, 16)"]),
+        (lambda w, g, half: select_mask(w[:, :8], g, half, "wanda"), ["(6, 8)", "(out, 16)"]),
+        (lambda w, g, half: select_mask(w[0], g, half, "magnitude"), ["(16,)", "(out, 16)"]),
         (lambda w, g, half: update_weight(w, g, w[:5] != 0, "admm"), ["(5, 16)", "(6, 16)"]),
-        (lambda w, g, half: prune_weight(w.T, g, half, "admm"), ["(16, 6)", "(16, 16)"]),
+        (lambda w, g, half: prune_weight(w.T, g, half, "admm"), ["(16, 6)", "(out, 16)", "transpose it"]),
         (lambda w, g, half: prune_weight(w, g, Pattern.parse("2:5"), "admm"), ["16", "2:5"]),
         (lambda w, g, half: select_mask(w, g, Pattern.parse("2:5"), "wanda"), ["16", "2:5"]),
         (lambda w, g, half: update_weight(w / 0, g, w != 0, "none"), ["NaN or infinite"]),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from gramprune.model import folder as folders
 from gramprune.model import inspect, layout
 from gramprune.model.blocks import open_blocks
 from gramprune.model.checkpoint import pruned_copy
-from gramprune.model.folder import Weights
+from gramprune.model.loading import open_model
+from gramprune.model.weights import Weights
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -209,3 +211,45 @@ def test_weights_are_opened_again_only_where_the_folder_has_changed(tiny_model, 
     with pytest.raises(GrampruneError) as error:
         inspect.once(folder, known, path)
     assert_sentence(error, first, "download it again")
+
+
+def test_what_stays_dense_is_said_with_its_share_of_the_blocks():
+    """DBRX's experts are bare parameters, which no linear calls."""
+    sizes = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64, "vocab_size": 160}
+    experts = {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2}
+    attention = {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4}
+    found = layout.describe({"model_type": "dbrx", **sizes, "ffn_config": experts, "attn_config": attention})
+    said = layout.summary(found, exclude=["*.out_proj"])
+    dense = 2 * (3 * 4 * 64 * 32 + 32 * 32)
+    everything = sum(block["parameters"] for block in found["blocks"])
+    assert all(f"ffn.experts.mlp.{name} (" in said for name in ("w1", "v1", "w2")) and "out_proj (" in said
+    pruned = int(re.search(r"linears with ([\d,]+) weights", said)[1].replace(",", ""))
+    assert f"{pruned / everything:.1%} of the blocks' parameters" in said
+    assert 0 <= everything - pruned - dense < 0.02 * everything  # norms
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_a_weight_that_is_not_finite_is_named_wherever_it_is_read(tiny_model, tmp_path, name):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tensors = tensors_of(folder)
+    tensors[name][0, 0] = float("nan")
+    as_one_file(folder, tensors)
+
+    def block():
+        blocks, _ = open_blocks(folder)
+        with blocks.loaded(1):
+            pass
+
+    for read in (block, lambda: open_model(folder)):
+        with pytest.raises(GrampruneError) as error:
+            read()
+        assert_sentence(error, name, "NaN")
+
+
+def test_a_model_that_transformers_would_fill_at_random_is_not_evaluated(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tie_word_embeddings": False}))
+    with pytest.raises(GrampruneError) as error:
+        open_model(folder)
+    assert_sentence(error, "lm_head.weight", "at random")

@@ -12,12 +12,15 @@ from gramprune import Gram, GrampruneError, Pattern, layer_error, refine_mask, s
 from gramprune.pruning import masks, methods, numerics, refine
 from gramprune.pruning.refine import sparseswaps, swaps_reoptimised
 
+pytestmark = pytest.mark.bits
+
 SLUG = {"ids": lambda pattern: Pattern.parse(*pattern).slug}
 STARTS = ("wanda", "magnitude", "random")
 
 
 def gram_of(p: Problem) -> Gram:
-    return Gram(p.gram, "block 3 q_proj", sums=p.inputs.sum(dim=0), tokens=len(p.inputs))
+    sums = p.inputs.double().sum(dim=0).to(p.inputs.dtype)  # rounded once, whatever the order
+    return Gram(p.gram, "block 3 q_proj", sums=sums, tokens=len(p.inputs))
 
 
 def start(p: Problem, pattern: tuple, method: str) -> Tensor:
@@ -200,7 +203,8 @@ def test_dsnot_brings_the_mean_output_of_inputs_that_are_not_centred_nearer_to_t
 def test_reoptimised_swaps_are_those_of_brute_force(method, pattern, structure, dtype):
     """The masked least squares of every swapped mask, computed afresh: the best is taken until none helps [derived].
 
-    The same masks in float64; in float32, and among ties, no swap may help by more than rounding.
+    The same masks in float64, but for dead inputs, which are all alike; in float32, and among ties, no swap may help
+    by more than rounding.
     """
     p = problem(structure, dtype)
     H = reference.ridge(p.gram, 0.01)
@@ -211,7 +215,8 @@ def test_reoptimised_swaps_are_those_of_brute_force(method, pattern, structure, 
         refined, stats = run(p, mask, pattern, method)
         if dtype == torch.float64 and structure != "ties":
             expected, errors = reference.swaps_reoptimised(p.weight, p.gram, mask, pattern)
-            assert torch.equal(refined, expected)
+            seen = p.gram.diagonal() > 0
+            assert torch.equal(refined[:, seen], expected[:, seen])
             assert stats["swaps"].tolist() == [len(row) - 1 for row in errors]
         for w, kept in zip(live, refined, strict=True):
             if places := reference.pairs(kept, pattern):

@@ -1,5 +1,8 @@
 """Patterns: exactly the requested zeros, at the smallest scores, with one rule for ties."""
 
+import re
+
+import numpy as np
 import pytest
 import reference
 import torch
@@ -96,18 +99,37 @@ def test_patterns_are_read_and_shown_as_they_are_written():
 
 @pytest.mark.parametrize(
     "value",
-    [0, 1, 1.0, -0.5, 50, float("nan"), True, None, "half", "", "4:4", "0:4", "5:4", "2:", ":4", "2:4:8", "-2:4"],
+    [
+        *(0, 1, 1.0, -0.5, 50, float("nan"), float("inf"), 10**400, 1e-400, np.float32(1), True, None),
+        *("half", "", "nan", "4:4", "0:4", "5:4", "2:", ":4", "2:4:8", "-2:4", "2 : 4", "2.0:4", "2:4 "),
+    ],
 )
 def test_a_value_that_is_no_pattern_is_refused_in_one_sentence(value):
     with pytest.raises(GrampruneError) as error:
         Pattern.parse(value)
-    assert_sentence(error, repr(value), "2:4")
+    assert_sentence(error, "sparsity ", repr(value) if len(repr(value)) < 60 else "of type int", "2:4")
 
 
-def test_an_unknown_granularity_is_refused_in_one_sentence():
+@pytest.mark.parametrize("value", [[0.5], (2, 4), b"0.5", 0.5j, np.array(0.5), np.full((9, 9), 0.5), torch.tensor(0.5)])
+def test_a_value_of_a_type_that_is_no_number_is_refused_by_its_type(value):
     with pytest.raises(GrampruneError) as error:
-        Pattern.parse(0.5, "column")
-    assert_sentence(error, "'column'", "row, matrix")
+        Pattern.parse(value)
+    assert_sentence(error, type(value).__name__ if not isinstance(value, torch.Tensor) else "torch.float32 ()", "2:4")
+
+
+@pytest.mark.parametrize("granularity", ["column", "group", "", None, 0, ["row"]])
+def test_an_unknown_granularity_is_refused_in_one_sentence(granularity):
+    with pytest.raises(GrampruneError) as error:
+        Pattern.parse(0.5, granularity)
+    assert_sentence(error, "granularity ", "row, matrix")
+
+
+@pytest.mark.parametrize("granularity", ["matrix", "column", None])
+def test_groups_with_another_granularity_are_refused_in_one_sentence(granularity):
+    assert Pattern.parse("2:4", "row") == Pattern.parse("2:4", "group") == Pattern.parse("2:4")
+    with pytest.raises(GrampruneError) as error:
+        Pattern.parse("2:4", granularity)
+    assert_sentence(error, repr(granularity), "'2:4'", "leave granularity out")
 
 
 def test_a_group_that_does_not_divide_the_inputs_is_refused_in_one_sentence():
@@ -115,6 +137,33 @@ def test_a_group_that_does_not_divide_the_inputs_is_refused_in_one_sentence():
     with pytest.raises(GrampruneError) as error:
         Pattern.parse("2:4").check(10, "block 3 q_proj")
     assert_sentence(error, "block 3 q_proj", "10", "2:4")
+
+
+@pytest.mark.parametrize("granularity, rows, columns", [("row", 6, 2), ("row", 1, 4096), ("matrix", 7, 53248)])
+def test_a_sparsity_that_prunes_nothing_or_all_is_refused_with_the_least_and_the_most_that_can_be(
+    granularity, rows, columns
+):
+    for value, words in ((1e-9, "prunes none of the"), (1 - 1e-9, "prunes all of the")):
+        with pytest.raises(GrampruneError) as error:
+            Pattern.parse(value, granularity).check(columns, "block 3 q_proj", rows)
+        assert_sentence(error, "block 3 q_proj", words, value)
+        least, most = map(float, re.search(r"between (\S+) and (\S+), or", str(error.value)).groups())
+        weights = columns if granularity == "row" else rows * columns
+        for possible, pruned in ((least, 1), (most, weights - 1)):
+            pattern = Pattern.parse(possible, granularity)
+            pattern.check(columns, "block 3 q_proj", rows)
+            assert pattern.pruned_per_choice(weights) == pruned
+
+
+def test_what_a_matrix_loses_is_looked_at_where_its_rows_are_known():
+    Pattern.parse(0.01, "matrix").check(4, "block 3 q_proj")
+    Pattern.parse("2:4").check(4, "block 3 q_proj", 1)
+    with pytest.raises(GrampruneError) as error:
+        Pattern.parse(0.01, "matrix").check(4, "block 3 q_proj", 6)
+    assert_sentence(error, "block 3 q_proj", "none of the 24 weights of the matrix", "0.0416667")
+    with pytest.raises(GrampruneError) as error:
+        Pattern.parse(0.9).check(1, "block 3 q_proj")
+    assert_sentence(error, "all of the 1 weights of a row; exclude this linear")
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: Pattern.parse(*pattern).slug)

@@ -170,7 +170,7 @@ def test_stored_sums_and_cross_products_are_those_of_the_linears_inputs(clone, t
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_the_stages_see_every_linear_in_the_precision_and_with_the_target_of_the_run(clone, tiny_model, precision):
     import gramprune as gp
-    from gramprune.model.checkpoint import Weights
+    from gramprune.model.weights import Weights
     from gramprune.stages.pruned import dense_linear, each_linear
 
     weights, dtype = Weights(tiny_model), getattr(torch, precision)

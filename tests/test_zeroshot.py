@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from problems import assert_sentence
 
 from gramprune.errors import GrampruneError
 from gramprune.evaluation import zeroshot
-from gramprune.model.blocks import open_model
+from gramprune.model.loading import open_model
 from gramprune.text import demo
 
 ZERO_SHOT = ROOT.parent / "shared" / "data" / "zeroshot"
@@ -159,6 +160,40 @@ def test_examples_in_the_prompt_where_the_task_fixes_none_are_refused(definition
     with pytest.raises(GrampruneError) as error:
         zeroshot.accuracy(None, None, tasks, shots=3, limit=None, batch_size=1)
     assert_sentence(error, "shots is 3", "fixed", "leave")
+
+
+def test_a_rolling_likelihood_is_lm_evals_own(tokenizer, documents, tmp_path):
+    """A Mamba says no context: lm-eval then takes the tokenizer's `model_max_length` for its windows."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, MambaConfig
+
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=300, hidden_size=16, state_size=4, num_hidden_layers=1, initializer_range=0.5)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 50}))
+    (tmp_path / "rolling.jsonl").write_text(json.dumps({"text": documents[0][:800]}) + "\n")
+    content = {
+        "task": "rolling",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rolling.jsonl")}},
+        "output_type": "loglikelihood_rolling",
+        "test_split": "test",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "word_perplexity"}],
+    }
+    (tmp_path / "rolling.yaml").write_text(yaml.safe_dump(content))
+    model, opened, _ = open_model(tmp_path, "float32")
+    tasks = zeroshot.load(["rolling"], [str(tmp_path)])
+    found, _ = zeroshot.accuracy(model, opened, tasks, shots=None, limit=None, batch_size=4)
+    alone = HFLM(pretrained=str(tmp_path), dtype="float32", device="cpu", batch_size=4)
+    assert alone.max_length == 50
+    request = SimpleNamespace(args=(documents[0][:800],))
+    likelihood = alone.loglikelihood_rolling([request], disable_tqdm=True)[0]
+    expected = math.exp(-likelihood / len(documents[0][:800].split()))
+    assert found["rolling"]["metrics"]["word_perplexity"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_cloze_items_are_from_text_that_the_demo_model_has_not_seen():

@@ -4,7 +4,7 @@
 rule calibrate:
     input:
         model="<results>/{model}/model.json",
-        data=f"<results>/data/{SETTINGS.calibration.dataset}.parquet",
+        data=[f"<results>/data/{name}.parquet" for name in SETTINGS.calibration.shares],
     output:
         tokens="<results>/{model}/calibration.safetensors",
     log:

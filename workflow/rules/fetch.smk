@@ -38,9 +38,7 @@ rule demo_model:
 
 rule fetch_data:
     input:
-        file=lambda w: (
-            plain(DATASETS[w.dataset].path) if DATASETS[w.dataset].path else []
-        ),
+        file=lambda w: [plain(path) for path in DATASETS[w.dataset].paths],
     output:
         data="<results>/data/{dataset}.parquet",
     log:
@@ -49,7 +47,7 @@ rule fetch_data:
         "../envs/gramprune.yaml"
     params:
         settings=lambda w: canonical(DATASETS[w.dataset].source_settings),
-        code=code("stages.fetch"),
+        code=code("stages.texts"),
     script:
         "../scripts/fetch_data.py"
 

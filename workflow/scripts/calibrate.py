@@ -4,6 +4,6 @@ execute(
     snakemake,
     "calibrate:calibrate",
     model=snakemake.input.model,
-    dataset=snakemake.input.data,
+    datasets=list(snakemake.input.data),
     output=snakemake.output.tokens,
 )

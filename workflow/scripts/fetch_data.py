@@ -2,7 +2,7 @@ from job import execute
 
 execute(
     snakemake,
-    "fetch:fetch_data",
+    "texts:fetch_data",
     online=True,
     output=snakemake.output.data,
     name=snakemake.wildcards.dataset,

@@ -1,14 +1,19 @@
 """Perplexity over windows of a text: exp of the mean loss per predicted token.
 
-The documents of a dataset are joined, tokenised once and cut; a remainder shorter than a window is dropped. In each
-window the first token is only context; where windows overlap, so is all that the window before had. Losses are summed
-in float64. Figures with different windows, tokenizers or data cannot be compared: all three are recorded beside the
-number, and the loss of every window, so that two models can be compared window by window.
+The documents of a dataset are joined, tokenised and cut; a remainder shorter than a window is dropped. What a model
+wants in front of its texts (BOS) stands in front of every window, as context: it is no token of the text, and all of
+the text's tokens behind it are predicted. Where nothing stands there, a window's first token is only context. Where
+windows overlap, so is all that the window before had. Losses are summed in float64. Figures with different windows,
+tokenizers or data cannot be compared: all three are recorded beside the number, and the loss of every window, so that
+two models can be compared window by window.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+from array import array
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,47 +24,67 @@ from gramprune.progress import progress
 
 
 def windows(
-    tokens: list[int],
+    tokens: Iterable[list[int]],  # of the text, some at a time; taken until there are enough
     length: int,  # tokens per window
     stride: int,  # tokens from one window's begin to the next's
     limit: int | None,  # at most so many windows; None for all
     dataset: str,  # name, for the error
 ) -> Tensor:
-    """(windows, length) int64. Raises GrampruneError if there is not even one window, or fewer than the limit."""
-    count = max(0, (len(tokens) - length) // stride + 1)
+    """(windows, length) int32. Raises GrampruneError if there is not even one window, or fewer than the limit."""
+    taken, enough = array("i"), length + ((limit or 0) - 1) * stride
+    for some in tokens:
+        taken.extend(some)
+        if limit and len(taken) >= enough:
+            break
+    count = max(0, (len(taken) - length) // stride + 1)
     if count < (limit or 1):
         raise GrampruneError(
-            f"the dataset {dataset} has {len(tokens):,} tokens, {count} windows of {length}, but "
+            f"the dataset {dataset} has {len(taken):,} tokens, {count} windows of {length}, but "
             f"{limit or 1} are asked for: lower evaluation.perplexity.length or windows, or give more text."
         )
-    return torch.tensor(tokens, dtype=torch.int64).unfold(0, length, stride)[: limit or count].contiguous()
+    return torch.frombuffer(taken, dtype=torch.int32).unfold(0, length, stride)[: limit or count]
+
+
+def behind(front: Sequence[int], windows: Tensor) -> Tensor:
+    """Windows (n, length) of any integers with what stands before each: (n, front + length) int64."""
+    before = torch.tensor([*front], dtype=torch.int64).expand(len(windows), -1)
+    return torch.cat([before, windows.long()], dim=1)
+
+
+def digest(windows: Tensor, front: Sequence[int]) -> str:
+    """SHA-256 of the windows as models see them."""
+    found = hashlib.sha256()
+    for some in windows.split(1024):
+        found.update(behind(front, some).numpy())
+    return found.hexdigest()
 
 
 @torch.no_grad()
 def perplexity(
     model: torch.nn.Module,  # a causal language model of transformers
-    tokens: Tensor,  # (windows, length) int64
+    tokens: Tensor,  # (windows, length) of the text
     stride: int,  # tokens from one window's begin to the next's
     batch_size: int,
     device: str,
+    front: Sequence[int] = (),  # what stands before every window
 ) -> dict[str, Any]:
     """`perplexity`, `loss` (nats per token), how many tokens were predicted, and both per window.
 
     Raises GrampruneError if a loss is not finite.
     """
     losses: list[float] = []
-    length = tokens.shape[1]
-    scored = [length - 1] + [min(stride, length - 1)] * (len(tokens) - 1)  # all that the window before did not have
+    length = len(front) + tokens.shape[1]
+    predicted = length - max(1, len(front))  # per window; of those that overlap, what the one before did not have
+    scored = [predicted] + [min(stride, predicted)] * (len(tokens) - 1)
     batches = range(0, len(tokens), batch_size)
     for start in progress(batches, "perplexity", batch_size * length, "tokens"):
-        batch = tokens[start : start + batch_size].to(device)
+        batch = behind(front, tokens[start : start + batch_size]).to(device)
         logits = model(input_ids=batch, use_cache=False).logits
         for window, scores in zip(batch, logits, strict=True):  # one by one: float32 logits are the largest tensor
             new = scored[len(losses)]
             loss = torch.nn.functional.cross_entropy(scores[-new - 1 : -1].float(), window[-new:], reduction="none")
             losses.append(float(loss.double().sum()))
-    predicted = sum(scored)
-    mean = math.fsum(losses) / predicted
+    mean = math.fsum(losses) / sum(scored)
     if not math.isfinite(mean):
         raise GrampruneError(
             "the loss is not finite: the activations overflow in this dtype; try `dtype: float32` or bfloat16."
@@ -67,10 +92,11 @@ def perplexity(
     return {
         "perplexity": math.exp(min(mean, 700.0)),
         "loss": mean,
-        "predicted_tokens": predicted,
+        "predicted_tokens": sum(scored),
         "windows": len(tokens),
         "length": length,
         "stride": stride,
+        "front": list(front),
         "tokens_per_window": scored,
         "loss_per_window": [loss / count for loss, count in zip(losses, scored, strict=True)],
     }

@@ -19,7 +19,7 @@ from gramprune.model import inspect, layout
 from gramprune.model import source as model_source
 from gramprune.model.layout import selected
 from gramprune.storage import files
-from gramprune.text import demo
+from gramprune.text import demo, formats, read
 
 
 def check(
@@ -164,21 +164,47 @@ def check_include_path(folder: str | None, place: int) -> None:
 
 
 def check_texts(chosen: Settings) -> None:
-    """Raises GrampruneError for a local text that is missing or certainly too short: a token is a byte at least."""
+    """Raises GrampruneError for local texts that cannot be what they are used for, as far as their beginnings tell.
+
+    That is what is missing, of no known format, without a document, or certainly too short: a token is a byte at least.
+    """
     calibration, perplexity = chosen.calibration, chosen.evaluation.perplexity
-    needed = {calibration.dataset: calibration.samples * calibration.length}
+    uses = [(name, samples, calibration.length, calibration.length) for name, samples in calibration.shares.items()]
     for text in perplexity.datasets:
-        tokens = perplexity.length * (text.windows or perplexity.windows or 1)
-        needed[text.dataset] = max(needed.get(text.dataset, 0), tokens)
-    for name, tokens in needed.items():
-        path = chosen.all_datasets[name].path
-        if path is None:
+        windows = text.windows or perplexity.windows or 1
+        uses.append((text.dataset, windows, perplexity.length, perplexity.stride or perplexity.length))
+    for name in dict.fromkeys(use[0] for use in uses):
+        dataset = chosen.all_datasets[name]
+        if not dataset.path:
             continue
-        if not Path(path).is_file():
-            raise GrampruneError(f"config: datasets.{name}.path: the file {path} does not exist.")
-        size = Path(path).stat().st_size
-        if size < tokens and not path.endswith(".parquet"):  # compressed
-            raise GrampruneError(
-                f"config: the dataset {name} ({path}) has {size:,} bytes, too little text for the {tokens:,} tokens "
-                "that are asked for (samples or windows × length); give more text or ask for less."
-            )
+        kind = read.kind_of(dataset.source_settings, name)
+        if kind == "messages":
+            check_chat_templates(chosen, name)
+        paths = [Path(path) for path in dataset.paths]
+        if kind != "text" or any(path.suffix.lower() in (".parquet", *formats.COMPRESSED) for path in paths):
+            continue
+        size = sum(path.stat().st_size for path in paths)
+        for count, length, stride in (use[1:] for use in uses if use[0] == name):
+            text = length - 1  # BOS is none
+            if size < text + (count - 1) * min(stride, text):
+                raise GrampruneError(
+                    f"config: the dataset {name} ({', '.join(dataset.paths)}) has {size:,} bytes, too little text for "
+                    f"the {length + (count - 1) * stride:,} tokens that are asked for (samples or windows × length); "
+                    "give more text or ask for less."
+                )
+
+
+def check_chat_templates(chosen: Settings, dataset: str) -> None:
+    """Raises GrampruneError for conversations that are to be read by a local model whose tokenizer has no template."""
+    for model in chosen.model:
+        folder = Path(model.location)
+        files = ("chat_template.jinja", "additional_chat_templates", "tekken.json")
+        if model.kind == "hub" or any((folder / name).exists() for name in files):
+            continue
+        with suppress(OSError):
+            if "chat_template" in (folder / "tokenizer_config.json").read_text(encoding="utf-8"):
+                continue
+        raise GrampruneError(
+            f"config: the dataset {dataset} holds conversations, but the tokenizer of the model {model.name} has no "
+            f"chat template; {read.NO_TEMPLATE}."
+        )

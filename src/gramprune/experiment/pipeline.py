@@ -42,7 +42,7 @@ def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Jo
     for model, layout in layouts.items():
         found["fetch_model", model] = Job(resources.fetch_model(layout))
         tokens = ("calibrate", model)
-        parents = (("fetch_model", model), ("fetch_data", settings.calibration.dataset))
+        parents = (("fetch_model", model), *(("fetch_data", name) for name in settings.calibration.shares))
         found[tokens] = Job(resources.calibrate(layout, settings), parents)
         for block in range(_dense_blocks(settings, layout)):
             before = ("capture", model, "dense", block - 1) if block else tokens

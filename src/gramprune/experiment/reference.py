@@ -69,7 +69,9 @@ def _type(annotation: Any) -> str:
         return " ".join(f"`{member}`" for member in members)
     if getattr(annotation, "__origin__", None) is list:
         return f"list of {_type(members[0])}"
-    if hasattr(annotation, "__metadata__") or type(None) in get_args(annotation):
+    if getattr(annotation, "__origin__", None) is dict:
+        return f"mapping to {_type(members[1])}"
+    if hasattr(annotation, "__metadata__"):
         return _type(members[0])
     names = {str: "text", int: "integer", float: "number"}
     return names.get(annotation) or " or ".join(_type(member) for member in members)

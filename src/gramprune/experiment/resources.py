@@ -25,7 +25,7 @@ CUDA_CONTEXT = 700 * MIB  # of the GPU's
 SNAKEMAKE = 350 * MIB  # the two Snakemakes that run a job on a cluster, which count as the job's memory
 BATCH = 32 * MIB  # rows that the methods work on at a time, see numerics; on a GPU they take what is free
 EVALUATION_DATA = 100 * MIB  # texts and tokens
-TOKENISING = 150 * MIB  # more for a whole text of a megabyte, the size of WikiText-2's test
+TOKENISING = 350 * MIB  # more for as much text as is tokenised at once, two megabytes
 LM_EVAL = 130 * MIB  # what it imports beside transformers
 ITEMS, ITEM_TOKENS = 2000, 512  # of a task: how many there are, and the longest, with four answers each
 
@@ -131,7 +131,7 @@ def fetch_tasks() -> Need:
 
 def calibrate(layout: dict[str, Any], settings: Settings) -> Need:
     """Calibration tokens."""
-    return Need(TRANSFORMERS + EVALUATION_DATA, disk=8 * tokens(settings), start=4.0)
+    return Need(TRANSFORMERS + EVALUATION_DATA + TOKENISING, disk=8 * tokens(settings), start=4.0)
 
 
 def tokens(settings: Settings) -> int:

@@ -5,6 +5,8 @@ The JSON schema and the reference are made from it: after a change, run `python 
 
 from __future__ import annotations
 
+from fractions import Fraction
+from math import floor
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -69,24 +71,47 @@ class Model(Section):
 
 
 class Dataset(Section):
-    """Text: a local file, or a dataset of the hub."""
+    """Text: local files, or a dataset of the hub."""
 
-    path: Place | None = Field(None, description="A local .txt (one document), .jsonl or .parquet file.")
+    path: Place | Annotated[list[Place], Field(min_length=1)] | None = Field(
+        None,
+        description="A local file, or a list of them: .txt (one document), .jsonl, .json, .csv, .tsv (each also .gz, "
+        ".zst, .bz2), or .parquet.",
+    )
     hub: str | None = Field(None, description="A dataset's id on the hub, such as `allenai/c4`.")
     config: str | None = Field(None, description="The hub dataset's configuration, such as `wikitext-2-raw-v1`.")
     files: str | None = Field(None, description="Only this file of the hub dataset, such as C4's first shard.")
     split: str = Field("train", description="The hub dataset's split.")
     revision: str | None = Field(None, description="Branch, tag or commit of the hub dataset.")
-    field: str = Field("text", description="The field that holds the text (.jsonl, .parquet, hub).")
+    field: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Where the documents are: text, a list of messages, or token ids; `a.b` is b inside a. By default "
+        "the first of text, messages, conversations and input_ids that there is. Not for .txt.",
+    )
     documents: Positive | None = Field(None, description="Read only so many documents.")
-    separator: str = Field("\n\n", description="Put between documents when perplexity joins them.")
+    separator: str | None = Field(
+        None,
+        description="Put between documents that are joined. By default perplexity takes an empty line and packing the "
+        "tokenizer's EOS; nothing is put between conversations, nor between token ids in perplexity.",
+    )
     demo: Literal["train", "heldout"] | None = Field(None, json_schema_extra={"internal": True})
 
     @model_validator(mode="after")
     def _one_source(self) -> Dataset:
         if bool(self.path) + bool(self.hub) + bool(self.demo) != 1:
             raise ValueError("a dataset has either `path` or `hub`")
+        if self.path:
+            for key in ("config", "files", "split", "revision"):
+                if key in self.model_fields_set and getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"`{key}` is for datasets of the hub, but this one is a local file; leave it out")
+            if self.field and any(".txt" in Path(path).suffixes for path in self.paths):
+                raise ValueError(f"`field` is {self.field!r}, but a .txt file has no fields; leave it out")
         return self
+
+    @property
+    def paths(self) -> list[str]:
+        """The local files."""
+        return [self.path] if isinstance(self.path, str) else self.path or []
 
     @property
     def source_settings(self) -> dict[str, Any]:
@@ -97,14 +122,52 @@ class Dataset(Section):
 EMBEDDED = {"demo": Dataset(demo="train"), "demo_heldout": Dataset(demo="heldout")}
 
 
+Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Bos = Annotated[
+    Literal["auto", "always", "never"],
+    Field(
+        description="Whether every sequence or window begins with the tokenizer's BOS token, which its length counts: "
+        "where the tokenizer puts one in front of texts (not before token ids that are given), always, or never."
+    ),
+]
+
+
 class Calibration(Section):
     """The text on which the linears' inputs are observed."""
 
-    dataset: str = Field(description="`demo`, or a name under `datasets`.")
+    dataset: str | Annotated[dict[str, Share], Field(min_length=1)] = Field(
+        description="`demo`, or a name under `datasets`; or several with weights, such as `{c4: 0.7, chats: 0.3}`, by "
+        "which the samples are divided."
+    )
     samples: Positive = Field(128, description="Sequences.")
     length: Positive = Field(description="Tokens per sequence; never taken from the model by itself.")
+    pack: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether documents are joined before sequences are cut: where they are too short to give enough "
+        "sequences one by one, always, or never.",
+    )
+    bos: Bos = "auto"
     seed: Integer = Field(0, description="Chooses the sequences.")
     accumulate: Literal["float32", "float64"] = Field("float32", description="Dtype in which Gram matrices are summed.")
+
+    @model_validator(mode="after")
+    def _each_has_samples(self) -> Calibration:
+        for name, samples in self.shares.items():
+            if not samples:
+                raise ValueError(
+                    f"the weight of dataset {name!r} gives it none of {self.samples} samples; raise it, or leave it out"
+                )
+        return self
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """Samples by dataset, in the order of names: by weight, with what rounding leaves to the largest remainders."""
+        weights = {self.dataset: 1.0} if isinstance(self.dataset, str) else dict(sorted(self.dataset.items()))
+        exact = {name: self.samples * Fraction(w) / sum(map(Fraction, weights.values())) for name, w in weights.items()}
+        shares = {name: floor(part) for name, part in exact.items()}
+        for name in sorted(exact, key=lambda name: shares[name] - exact[name])[: self.samples - sum(shares.values())]:
+            shares[name] += 1
+        return shares
 
 
 class PerplexityData(Section):
@@ -129,6 +192,7 @@ class Perplexity(Section):
         description="Tokens from one window to the next; by default the length, so that windows do not overlap. In "
         "windows that overlap only tokens that the window before did not have are scored.",
     )
+    bos: Bos = "auto"
     windows: Positive | None = Field(None, description="At most so many windows per text; all by default.")
 
     @model_validator(mode="after")
@@ -242,13 +306,12 @@ class Run(Section):
             )
         if self.retargeted and not self.updated:
             raise ValueError("target 'dense' moves weights, but update 'none' keeps them as they were; use an update")
-        if self.granularity == "matrix" and self.pattern.group:
-            raise ValueError(
-                f"granularity 'matrix' says where a fraction is counted, but sparsity {self.pattern} is counted in "
-                "groups; leave granularity out, or give a fraction"
-            )
+        try:
+            pattern = self.pattern
+        except GrampruneError as error:  # granularity "matrix" with N:M
+            raise ValueError(str(error)) from error
         if isinstance(self.mask, MrpMask):
-            self.mask.check(self.pattern)
+            self.mask.check(pattern)
         return self
 
     @property
@@ -409,7 +472,7 @@ class Settings(Section):
     @property
     def dataset_uses(self) -> list[tuple[str, str]]:
         """Setting and dataset, wherever a dataset is named."""
-        uses = [("calibration.dataset", self.calibration.dataset)]
+        uses = [("calibration.dataset", name) for name in self.calibration.shares]
         texts = self.evaluation.perplexity.datasets
         return uses + [("evaluation.perplexity.datasets", text.dataset) for text in texts]
 
@@ -417,7 +480,8 @@ class Settings(Section):
     def inputs(self) -> dict[str, str]:
         """Files and folders of the user's that are read, by their settings."""
         found = {f"model {model.name}": model.location for model in self.model if model.kind == "folder"}
-        found |= {f"datasets.{name}.path": text.path for name, text in self.datasets.items() if text.path}
+        for name, text in self.datasets.items():
+            found |= {f"datasets.{name}.path{f'[{i}]' * (len(text.paths) > 1)}": p for i, p in enumerate(text.paths)}
         for place, entry in enumerate(self.evaluation.tasks):
             found |= {f"evaluation.tasks[{place}].include_path": entry.include_path} if entry.include_path else {}
         return found
@@ -425,7 +489,11 @@ class Settings(Section):
     @property
     def token_settings(self) -> dict[str, Any]:
         """All that the calibration tokens depend on, besides model and documents."""
-        return self.calibration.model_dump(exclude={"accumulate"})
+        shares = [
+            {"dataset": name, "samples": samples, "separator": self.all_datasets[name].separator}
+            for name, samples in self.calibration.shares.items()
+        ]
+        return {"datasets": shares, **self.calibration.model_dump(include={"length", "pack", "bos", "seed"})}
 
     @property
     def capture_settings(self) -> dict[str, Any]:
@@ -442,6 +510,7 @@ class Settings(Section):
             "length": measure.length,
             "stride": measure.stride or measure.length,
             "windows": text.windows or measure.windows,
+            "bos": measure.bos,
             "dtype": self.dtype,
         }
 

@@ -3,7 +3,8 @@
 The model is built from its config with parameters on the meta device. Only what stands outside the blocks
 (embeddings, norms) and one block get real values. The model's *own* forward then prepares masks, rotary embeddings,
 sliding windows and whatever a family needs; pass-through stubs stand in the place of all other blocks, and the stored
-hidden states are put in front of the one real block. So its outputs are bit-identical to the full model's.
+hidden states are put in front of the one real block. So its outputs are bit-identical to the full model's, on
+one machine with as many threads and weights that lie alike in memory; elsewhere they differ in the last places.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gramprune.errors import GrampruneError
-from gramprune.model.folder import Weights
 from gramprune.model.keys import Keys
 from gramprune.model.loading import compute_dtype, empty_model, parse_config
+from gramprune.model.weights import Weights
 
 Source = Callable[[str, Tensor], Tensor | None]
 """(name in the model, the tensor without values) -> its values on the CPU, None where there are none."""
@@ -30,12 +31,12 @@ Source = Callable[[str, Tensor], Tensor | None]
 class Blocks:
     """A model without weights, and the means to execute one of its blocks.
 
-    model: as `empty_model` makes it. source: where values come from.
+    whole: as `empty_model` makes it. source: where values come from.
     Raises GrampruneError if the blocks cannot be found or have parts that cannot be pruned yet.
     """
 
-    def __init__(self, model: PreTrainedModel, source: Source, device: str = "cpu"):
-        whole, config = model, model.config
+    def __init__(self, whole: PreTrainedModel, source: Source, device: str = "cpu"):
+        config = whole.config
         nested = config.get_text_config() is not config  # a language model with others around it
         self.model = whole.get_decoder() if nested else whole.base_model  # what feeds the blocks; no head is needed
         prefix = next(name for name, module in whole.named_modules() if module is self.model)
@@ -266,7 +267,11 @@ def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Set a parameter or buffer by its dotted name."""
+    """Set a parameter or buffer by its dotted name.
+
+    A parameter requires gradients where the model's own does, though none are computed: torch chooses by it how a
+    product is summed up, and a block's outputs are to be the whole model's.
+    """
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     if leaf in owner._buffers:
@@ -274,4 +279,4 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
     elif isinstance(tensor, nn.Parameter):
         owner._parameters[leaf] = tensor
     else:
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=owner._parameters[leaf].requires_grad)

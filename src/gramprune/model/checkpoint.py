@@ -16,8 +16,8 @@ from torch import Tensor
 
 from gramprune.errors import GrampruneError
 from gramprune.model import folder, places
-from gramprune.model.folder import Weights
 from gramprune.model.places import Place
+from gramprune.model.weights import Weights
 
 
 def pruned_copy(

@@ -14,12 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from gramprune.errors import GrampruneError
-from gramprune.storage import tensorfile
-from gramprune.storage.tensorfile import Entry
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 AGAIN = "download it again"
@@ -32,71 +27,6 @@ COMPANIONS = (
     "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
 """What travels with the weights: no code, pickles, adapters, or weights in other formats."""
-
-
-class Weights:
-    """The tensors of a model folder by key.
-
-    Raises GrampruneError if there are no safetensors, if a file is missing or not whole, or a key is in two files.
-    """
-
-    def __init__(self, folder: Path | str):
-        self.folder = Path(folder)
-        self.files = weight_files(self.folder)
-        self._places: dict[str, tuple[Path, Entry]] = {}
-        for path in self.files:
-            for key, entry in tensorfile.read_header(path, AGAIN).entries.items():
-                if key in self._places:
-                    raise GrampruneError(f"{path} holds {key!r}, which {self._places[key][0]} has too; {AGAIN}.")
-                self._places[key] = (path, entry)
-        if not self._places:
-            raise GrampruneError(f"{self.files[0]} holds no tensor; {AGAIN}.")
-        self._check_index()
-
-    def _check_index(self) -> None:
-        for key, name in (_weight_map(self.folder) if is_sharded(self.folder) else {}).items():
-            if key not in self._places or self._places[key][0].name != name:
-                raise GrampruneError(
-                    f"{self.folder / INDEX} says that {key!r} is in {name}, but it is not: the index and the files are "
-                    f"of different checkpoints; {AGAIN}."
-                )
-
-    def __iter__(self):
-        """The keys."""
-        return iter(self._places)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._places
-
-    def place(self, key: str) -> tuple[Path, Entry]:
-        """File and place of a tensor."""
-        if key not in self._places:
-            raise GrampruneError(
-                f"{self.folder} holds no tensor {key!r} (its first key is {min(self._places)!r}): it is not the "
-                "model that the earlier stages saw; run `snakemake -R fetch_model`."
-            )
-        return self._places[key]
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """The shape of a tensor, as stored."""
-        return self.place(key)[1].shape
-
-    def read(self, key: str, rows: slice | None = None) -> Tensor:
-        """One tensor, or those rows of it, in the stored dtype and orientation."""
-        return tensorfile.read_tensor(*self.place(key), rows)
-
-    def stored_dtype(self, key: str) -> str:
-        """The dtype of a tensor as its file calls it, such as BF16."""
-        return self.place(key)[1].dtype
-
-    def dtype(self, key: str) -> torch.dtype:
-        """The dtype of a tensor, as stored."""
-        return tensorfile.DTYPES[self.stored_dtype(key)]
-
-    def first_dtype(self) -> torch.dtype:
-        """The dtype of the first floating tensor."""
-        dtypes = (tensorfile.DTYPES.get(entry.dtype) for _, entry in self._places.values())
-        return next((dtype for dtype in dtypes if dtype is not None and dtype.is_floating_point), torch.float32)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -136,10 +66,10 @@ def _named_weights(folder: Path) -> str | None:
 
 def indexed(folder: Path) -> list[str]:
     """The names of the files that the index names."""
-    return sorted(set(_weight_map(folder).values()))
+    return sorted(set(weight_map(folder).values()))
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
+def weight_map(folder: Path) -> dict[str, str]:
     """From every key to the name of its file, as the index says."""
     path = inside(folder, INDEX)
     try:
@@ -207,6 +137,8 @@ def fingerprint(folder: Path) -> str:
     Covers config and tokenizer, and of every file of weights the length, the header and the first bytes of every
     tensor: two trainings of one architecture differ in all of them.
     """
+    from gramprune.storage import tensorfile
+
     digest = hashlib.sha256()
     for path in companions(folder):
         if path.name == "config.json" or any(fnmatch(path.name, pattern) for pattern in TOKENIZER):

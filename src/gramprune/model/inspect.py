@@ -34,9 +34,10 @@ def check(folder: Path, layout: dict[str, Any]) -> None:
 
     from gramprune.model.keys import Keys
     from gramprune.model.loading import empty_model, missing, parse_config, refuse_adapter
+    from gramprune.model.weights import Weights
 
     refuse_adapter(folder)
-    weights = folders.Weights(folder)
+    weights = Weights(folder)
     model = empty_model(parse_config(folder), torch.float32)
     try:
         keys = Keys(model, weights)

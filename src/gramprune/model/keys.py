@@ -18,8 +18,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from gramprune.errors import GrampruneError
-from gramprune.model.folder import AGAIN, Weights
+from gramprune.model.folder import AGAIN
 from gramprune.model.places import Place, runs
+from gramprune.model.weights import Weights
 from gramprune.pruning.numerics import finite
 
 

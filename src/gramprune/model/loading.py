@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto import modeling_auto
 
 from gramprune.errors import GrampruneError, first_line
-from gramprune.model.folder import Weights, read_config
+from gramprune.model.folder import read_config
+from gramprune.model.weights import Weights
 from gramprune.pruning.numerics import finite
 
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
@@ -97,6 +98,11 @@ def open_tokenizer(folder: Path | str) -> Any:
             f"the tokenizer of {folder} ({files}) cannot be opened: {first_line(error).rstrip('.')}{advice}; give a "
             "folder with the tokenizer.json that belongs to the model."
         ) from error
+
+
+def vocabulary_of(folder: Path | str) -> int:
+    """How many tokens a model has embeddings for, by its config.json."""
+    return parse_config(folder).get_text_config().vocab_size
 
 
 def refuse_adapter(folder: Path) -> None:

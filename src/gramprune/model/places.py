@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gramprune.model.folder import Weights
+from gramprune.model.weights import Weights
 from gramprune.storage.tensorfile import to_bytes
 
 Place = list[list[Any]]

@@ -8,17 +8,25 @@ linears and rows that have it.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
+from itertools import combinations_with_replacement
+from types import NoneType
 
 import torch
 from torch import Tensor
 
 from gramprune.errors import GrampruneError
+from gramprune.pruning import arguments
 from gramprune.pruning.numerics import finite, rows_per_piece
 
 log = logging.getLogger(__name__)
 
 ESCALATIONS = 4  # how often a damping may grow tenfold before we give up
+TILE = 256  # rows and columns of a Gram matrix that are looked at together by a CPU; a GPU takes eight times as many
+SLACK = 0.01
+"""Of an entry, relative to its two inputs' norms: more than rounding does to float32 sums over a million tokens, in any
+order, or to a matrix that was once stored in bfloat16."""
 
 
 def accumulate(
@@ -36,14 +44,25 @@ def layer_error(
     new: Tensor,  # (out, in) pruned
     gram: Tensor | Gram,  # (in, in)
 ) -> float:
-    """`‖X Wᵀ − X Vᵀ‖²_F = Σ_rows (w−v) G (w−v)ᵀ`, in the units of the squared outputs, summed over tokens."""
-    matrix = gram.matrix if isinstance(gram, Gram) else gram
+    """`‖X Wᵀ − X Vᵀ‖²_F = Σ_rows (w−v) G (w−v)ᵀ`, in the units of the squared outputs, summed over tokens.
+
+    Weights may have any float dtype; the products are computed in the Gram matrix's, and summed up in float64.
+    Raises GrampruneError for arguments of other types or shapes, and for an error that is not finite.
+    """
+    gram = as_gram(gram)
+    matrix, device = gram.matrix, gram.matrix.device
+    weight = arguments.tensor(weight, f"{gram.name}: weight", ("out", len(matrix)), device=device)
+    new = arguments.tensor(new, f"{gram.name}: new", tuple(weight.shape), device=device)
     piece = rows_per_piece(weight)
     total = 0.0
     for rows, others in zip(weight.split(piece), new.split(piece), strict=True):
         difference = rows.to(matrix.dtype) - others.to(matrix.dtype)
         # Summed in float64: the rows' errors differ by orders of magnitude.
         total += float((difference @ matrix).mul_(difference).sum(dtype=torch.float64))
+    if not math.isfinite(total):
+        for name, values in (("weight", weight), ("new", new)):
+            arguments.finite(values.to(matrix.dtype), f"{gram.name}: {name}")
+        raise GrampruneError(f"{gram.name}: the layer error overflows in {matrix.dtype}; use a float64 Gram matrix.")
     return total
 
 
@@ -59,31 +78,42 @@ class Gram:
     A matrix that is not positive definite gets ten times the damping, `ESCALATIONS` times at most, each step logged.
     What was needed is returned beside every factorisation. GrampruneError is raised when that is not enough.
 
-    matrix: (in, in) float32 or float64, symmetric; tokens are summed, not averaged.
+    matrix: (in, in) float32 or float64; tokens are summed, not averaged.
     name: how errors call it, usually block and linear.
     sums, tokens: (in,) inputs summed over tokens, and how many those were; only some methods need them.
-    Raises GrampruneError if the matrix is not square or not finite.
+    Raises GrampruneError for a matrix that is XᵀX of no inputs X: not square, not finite, not symmetric, or with an
+    entry that is larger than its diagonal allows. That is looked at once, here.
     """
 
     def __init__(self, matrix: Tensor, name: str = "the layer", sums: Tensor | None = None, tokens: int | None = None):
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise GrampruneError(f"{name}: the Gram matrix is not square but {tuple(matrix.shape)}.")
-        if not matrix.is_floating_point() or matrix.dtype in (torch.float16, torch.bfloat16):
-            raise GrampruneError(f"{name}: the Gram matrix is {matrix.dtype}, expected float32 or float64.")
-        diagonal = matrix.diagonal()
-        if not finite(matrix) or (diagonal < 0).any():
-            raise GrampruneError(
-                f"{name}: the Gram matrix holds NaN, infinite or negative diagonal values: "
-                "the calibration activations overflowed; try `dtype: float32`."
-            )
-        self.matrix = matrix
+        name = arguments.typed(name, "the Gram matrix's name", str)
+        matrix = arguments.tensor(matrix, f"{name}: the Gram matrix", ("in", "in"), (torch.float32, torch.float64))
+        self.matrix = matrix.contiguous()
         self.name = name
-        self.sums, self.tokens = sums, tokens
-        self.norms = diagonal.sqrt()
+        self.norms = matrix.diagonal().sqrt()
         """(in,) norm of every input over the calibration tokens."""
+        _check_entries(self.matrix, self.norms, name)
+        self.tokens = arguments.typed(tokens, f"{name}: tokens", int, NoneType)
+        if tokens is not None and self.tokens < 1:
+            raise GrampruneError(f"{name}: tokens is {tokens}; expected 1 or more.")
+        self.sums = None if sums is None else self._checked_sums(sums)
         self.dead = self.norms == 0
         """(in,) bool, inputs that were zero on every token: they have no effect on the output."""
         self._kept: dict[tuple, tuple[Tensor, float]] = {}
+
+    def _checked_sums(self, sums: Tensor) -> Tensor:
+        """The inputs' sums. Raises GrampruneError for sums that so many inputs with these norms cannot have."""
+        sums = arguments.tensor(sums, f"{self.name}: sums", (len(self.matrix),), device=self.matrix.device)
+        arguments.finite(sums, f"{self.name}: sums")
+        if self.tokens:
+            largest = (1 + SLACK) * self.tokens**0.5 * _reach(self.norms)
+            if (sums.abs() > largest).any():
+                j = int((sums.abs() - largest).argmax())
+                raise GrampruneError(
+                    f"{self.name}: sums has {sums[j]:.6g} for input {j}, more than {self.tokens:,} tokens with the "
+                    f"norm {self.norms[j]:.6g} can have; expected the sums of what the Gram matrix is of."
+                )
+        return sums
 
     @property
     def scale(self) -> Tensor:
@@ -171,6 +201,53 @@ class Gram:
         raise GrampruneError(
             f"{self.name}: the Gram matrix is not positive definite even with damping {used / 10:g}: it is broken "
             "or was accumulated in too low a precision; set `calibration.accumulate: float64` or use more samples."
+        )
+
+
+def _reach(norms: Tensor) -> Tensor:
+    """(in,) the norms that inputs may have had: squares may be too small for the dtype where other products are not."""
+    return norms.clamp(min=(2 * torch.finfo(norms.dtype).tiny) ** 0.5)
+
+
+def _check_entries(matrix: Tensor, norms: Tensor, name: str) -> None:
+    """Raises GrampruneError unless G is symmetric and `|G_ij| ≤ n_i n_j`, but for rounding, as every XᵀX is.
+
+    norms: (in,), NaN where the diagonal is negative. In pieces, and without waiting for a GPU before the end.
+    """
+    reach = _reach(norms)
+    side = TILE if matrix.is_cpu else 8 * TILE
+    parts = [slice(start, start + side) for start in range(0, len(norms), side)]
+    tiles = list(combinations_with_replacement(parts, 2))
+
+    def measured(rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """|G_ij − G_ji| and |G_ij|, relative to n_i n_j."""
+        tile, room = matrix[rows, columns], reach[rows, None] * reach[columns]
+        return (tile - matrix[columns, rows].T).abs_().div_(room), tile.abs().div_(room)
+
+    largest = torch.stack([torch.stack([part.amax() for part in measured(*tile)]) for tile in tiles]).tolist()
+    for tile, (gap, size) in zip(tiles, largest, strict=True):
+        if gap <= SLACK and size <= 1 + SLACK:  # false for NaN
+            continue
+        if not finite(matrix):
+            raise GrampruneError(
+                f"{name}: the Gram matrix holds NaN or infinite values: the calibration activations overflowed; try "
+                "`dtype: float32`."
+            )
+        if not finite(norms):
+            i = int(norms.isnan().nonzero()[0])
+            raise GrampruneError(
+                f"{name}: the Gram matrix's entry ({i}, {i}) is {matrix[i, i]:.6g}; expected XᵀX, which has no "
+                "negative values on its diagonal."
+            )
+        part = measured(*tile)[0 if gap > SLACK else 1]
+        i, j = (part == part.amax()).nonzero()[0].tolist()
+        i, j = tile[0].start + i, tile[1].start + j
+        found = f"{name}: the Gram matrix's entry ({i}, {j}) is {matrix[i, j]:.6g}"
+        if gap > SLACK:
+            raise GrampruneError(f"{found} and ({j}, {i}) is {matrix[j, i]:.6g}; expected a symmetric matrix, XᵀX.")
+        raise GrampruneError(
+            f"{found} and the diagonal's {matrix[i, i]:.6g} and {matrix[j, j]:.6g}; expected XᵀX, where no entry is "
+            "larger than the root of their product."
         )
 
 

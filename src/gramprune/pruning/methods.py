@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from gramprune.errors import GrampruneError, suggest
+from gramprune.pruning import arguments
+from gramprune.pruning.arguments import described, tensor
 from gramprune.pruning.gram import Gram, as_gram
-from gramprune.pruning.numerics import finite
+from gramprune.pruning.sparsity import Pattern
 
 
 def names(package: ModuleType) -> list[str]:
@@ -29,9 +31,11 @@ def load(package: ModuleType, method: str, function: str, known: list[str] | Non
 
     Raises GrampruneError for an unknown name, with the nearest known one.
     """
-    if method not in names(package):
+    if not isinstance(method, str) or method not in names(package):
         kind = package.__name__.rpartition(".")[2]
-        raise GrampruneError(f"there is no method {method!r} in {kind}; {suggest(method, known or names(package))}")
+        raise GrampruneError(
+            f"there is no method {described(method)} in {kind}; {suggest(str(method), known or names(package))}"
+        )
     return getattr(import_module(f"{package.__name__}.{method.replace('-', '_')}"), function)
 
 
@@ -41,19 +45,22 @@ def prepare(
 ) -> tuple[Tensor, Gram]:
     """Weight and Gram matrix in one dtype (the Gram matrix's) and checked, as every method expects them."""
     gram = as_gram(gram)
-    if weight.ndim != 2 or weight.shape[1] != gram.matrix.shape[0]:
-        raise GrampruneError(
-            f"{gram.name}: the weight is {tuple(weight.shape)}, its Gram matrix {tuple(gram.matrix.shape)}; "
-            "expected (out, in) and (in, in)."
-        )
-    if not finite(weight):
-        raise GrampruneError(f"{gram.name}: the dense weight holds NaN or infinite values.")
-    return weight.to(gram.matrix.dtype), gram
+    shape, device = ("out", len(gram.matrix)), gram.matrix.device
+    weight = tensor(weight, f"{gram.name}: weight", shape, device=device).to(gram.matrix.dtype)
+    arguments.finite(weight, f"{gram.name}: weight")
+    return weight.contiguous(), gram
 
 
-def check_mask(mask: Tensor, weight: Tensor, gram: Gram) -> None:
-    """Raises GrampruneError unless the mask is bool and has the weight's shape."""
-    if mask.shape != weight.shape or mask.dtype != torch.bool:
+def check_pattern(pattern: Pattern, weight: Tensor, gram: Gram) -> None:
+    """Raises GrampruneError unless it is a pattern that the weight can have."""
+    if not isinstance(pattern, Pattern):
         raise GrampruneError(
-            f"{gram.name}: the mask is {mask.dtype} {tuple(mask.shape)}; expected torch.bool {tuple(weight.shape)}."
+            f"{gram.name}: pattern is {described(pattern)}; expected a Pattern, such as Pattern.parse('2:4')."
         )
+    pattern.check(weight.shape[1], gram.name, weight.shape[0])
+
+
+def check_mask(mask: Tensor, weight: Tensor, gram: Gram) -> Tensor:
+    """The mask, contiguous. Raises GrampruneError unless it is bool and has the weight's shape."""
+    name = f"{gram.name}: mask"
+    return tensor(mask, name, tuple(weight.shape), (torch.bool,), weight.device).contiguous()

@@ -7,10 +7,13 @@ thresholding with `<=` prunes ties too and overshoots in half precision.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
 
-from gramprune.errors import GrampruneError, shorter
+from gramprune.errors import GrampruneError
+from gramprune.pruning.arguments import described, tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,12 +28,24 @@ class Pattern:
     sparsity: fraction of zeros, in (0, 1).
     granularity: "row" | "matrix" for a plain fraction; "group" for N:M.
     keep, group: N and M of N:M, otherwise 0.
+    Raises GrampruneError if these do not fit each other.
     """
 
     sparsity: float
     granularity: str
     keep: int = 0
     group: int = 0
+
+    def __post_init__(self) -> None:
+        if self.granularity == "group":
+            right = type(self.keep) is type(self.group) is int and 0 < self.keep < self.group
+            right = right and self.sparsity == 1 - self.keep / self.group
+        else:
+            right = self.granularity in GRANULARITIES and isinstance(self.sparsity, float) and 0 < self.sparsity < 1
+            right = right and self.keep == self.group == 0
+        if not right:
+            fields = ", ".join(map(described, vars(self).values()))
+            raise GrampruneError(f"Pattern({fields}) is none; make it with Pattern.parse, from 0.5 or '2:4'.")
 
     @classmethod
     def parse(cls, value: float | str, granularity: str = "row") -> Pattern:
@@ -42,17 +57,23 @@ class Pattern:
             keep, _, group = value.partition(":")
             if not (keep.isdecimal() and group.isdecimal() and 0 < int(keep) < int(group)):
                 raise GrampruneError(f"sparsity {value!r} is not N:M with 0 < N < M, such as '2:4'.")
+            if granularity not in ("row", "group"):  # "row" is what one has who says nothing
+                raise GrampruneError(
+                    f"granularity {described(granularity)} says where a fraction is counted, but sparsity {value!r} is "
+                    "counted in groups; leave granularity out, or give a fraction."
+                )
             return cls(1 - int(keep) / int(group), "group", int(keep), int(group))
         try:
-            sparsity = float(value)
-        except (TypeError, ValueError, OverflowError):
-            sparsity = float("nan")
-        if not 0 < sparsity < 1 or isinstance(value, bool):
+            sparsity = float(value) if isinstance(value, str | Real) and not isinstance(value, bool) else math.nan
+        except (ValueError, OverflowError):
+            sparsity = math.nan
+        if not 0 < sparsity < 1:
             raise GrampruneError(
-                f"sparsity {shorter(value)} is not a fraction of zeros strictly between 0 and 1, nor N:M such as '2:4'."
+                f"sparsity {described(value)} is not a fraction of zeros strictly between 0 and 1, nor N:M such as "
+                "'2:4'."
             )
         if granularity not in GRANULARITIES:
-            raise GrampruneError(f"granularity {granularity!r} is not one of {', '.join(GRANULARITIES)}.")
+            raise GrampruneError(f"granularity {described(granularity)} is not one of {', '.join(GRANULARITIES)}.")
         return cls(sparsity, granularity)
 
     def __str__(self) -> str:
@@ -64,23 +85,28 @@ class Pattern:
         return f"{self.keep}of{self.group}" if self.group else f"{self.sparsity!r}_{self.granularity}"
 
     def check(self, columns: int, name: str, rows: int | None = None) -> None:
-        """Raises GrampruneError if a matrix with that many input columns cannot have this pattern.
+        """Raises GrampruneError if a matrix of that size cannot have this pattern, or would lose nothing or all.
 
-        rows: with these, also if nothing or everything would be pruned where the weights are counted.
+        rows: output rows, which count where granularity is "matrix"; without them that is not looked at.
         """
+        self._check_groups(columns, name)
+        weights = {"row": columns, "matrix": columns * (rows or 0)}.get(self.granularity, 0)
+        pruned = self.pruned_per_choice(weights)
+        if weights and not 0 < pruned < weights:
+            lost, where = "all" if pruned else "none", "a row" if self.granularity == "row" else "the matrix"
+            others = f"choose between {1 / weights:.6g} and {1 - 1 / weights:.12g}, or " if weights > 1 else ""
+            raise GrampruneError(
+                f"{name}: sparsity {self.sparsity!r} prunes {lost} of the {weights:,} weights of {where}; {others}"
+                "exclude this linear."
+            )
+
+    def _check_groups(self, columns: int, name: str) -> None:
+        """Raises GrampruneError if that many input columns are not whole groups."""
         if self.group and columns % self.group:
             raise GrampruneError(
                 f"{name} has {columns} input columns, which the pattern {self} does not divide: "
                 f"choose a group that divides {columns}, or exclude this linear."
             )
-        if rows is not None and not self.group:
-            candidates, where = (columns, "a row") if self.granularity == "row" else (rows * columns, "the matrix")
-            pruned = self.pruned_per_choice(candidates)
-            if pruned in (0, candidates):
-                raise GrampruneError(
-                    f"{name}: sparsity {self} prunes {'all' if pruned else 'none'} of the {candidates:,} weights of "
-                    f"{where}; choose another sparsity, or exclude this linear."
-                )
 
     def rows_of_choice(self, scores: Tensor) -> Tensor:
         """`scores` (out, in) as (choices, candidates): each row is pruned on its own."""
@@ -97,8 +123,10 @@ class Pattern:
 
         scores: (out, in), any float dtype. sparsity: instead of the pattern's own (for ramps; not for N:M).
         Returns (out, in) bool, True = kept.
-        Raises GrampruneError for NaN scores, which have no order.
+        Raises GrampruneError for scores of another shape or type, and for NaN, which has no order.
         """
+        scores = tensor(scores, "scores", ("out", "in"))
+        self._check_groups(scores.shape[1], "scores")
         if scores.max().isnan():
             raise GrampruneError("the mask's scores hold NaN: the weights or the Gram matrix are broken.")
         rows = self.rows_of_choice(scores)
@@ -107,6 +135,10 @@ class Pattern:
 
     def check_mask(self, mask: Tensor, name: str) -> None:
         """Raises GrampruneError unless every row, group or matrix of `mask` has exactly its number of zeros."""
+        import torch
+
+        mask = tensor(mask, f"{name}: mask", ("out", "in"), (torch.bool,))
+        self._check_groups(mask.shape[1], name)
         rows = self.rows_of_choice(mask)
         expected = self.pruned_per_choice(rows.shape[1])
         counts = (~rows).sum(dim=1)

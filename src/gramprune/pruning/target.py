@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from gramprune.errors import GrampruneError
-from gramprune.pruning import methods
+from gramprune.pruning import arguments, methods
 from gramprune.pruning.gram import Gram
 
 PULL = 0.5  # 0.3 to 1 were the best on small models
@@ -25,16 +25,16 @@ def retarget_weight(
 ) -> Tensor:
     """W̃ (out, in) in the Gram matrix's dtype; the dense weight where C = G, and at dead inputs.
 
-    Raises GrampruneError for shapes that do not fit, or a pull that is not above 0.
+    Raises GrampruneError for arguments that are not what they should be, or a pull that is not above 0.
     """
     weight, gram = methods.prepare(weight, gram)
-    if cross.shape != gram.matrix.shape:
-        raise GrampruneError(
-            f"{gram.name}: the cross-Gram matrix is {tuple(cross.shape)}; expected {tuple(gram.matrix.shape)}."
-        )
+    matrix = gram.matrix
+    cross = arguments.tensor(cross, f"{gram.name}: cross", tuple(matrix.shape), device=matrix.device).to(matrix.dtype)
+    arguments.finite(cross, f"{gram.name}: cross")
+    pull = arguments.typed(pull, f"{gram.name}: pull", float)
     if pull <= 0:
         raise GrampruneError(f"{gram.name}: the pull towards the dense weights is {pull}; expected more than 0.")
     inverse, _ = gram.inverse(pull, even=True)  # of N⁻¹(G + λI)N⁻¹, with N the inputs' norms
     # (G + λI)⁻¹(C + λI) = I + (G + λI)⁻¹(C − G): a change, which is exactly zero where nothing has changed.
-    change = weight @ (cross.to(gram.matrix) - gram.matrix).T
+    change = weight @ (cross - matrix).T
     return (change.div_(gram.scale) @ inverse).div_(gram.scale).add_(weight)

@@ -320,6 +320,7 @@ def _sources(one: Results) -> list[tuple[str, str]]:
 
 def _text(data: Text) -> str:
     source = data.settings.get("hub") or data.settings.get("path") or "embedded"
+    source = ", ".join(source) if isinstance(source, list) else source
     at = f" at revision {data.revision}" if data.revision else ""
     return f"{source}{at}, {data.documents:,} documents, sha256 {data.sha256[:16]}"
 

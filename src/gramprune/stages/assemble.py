@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gramprune.errors import GrampruneError
 from gramprune.model.checkpoint import pruned_copy
-from gramprune.model.folder import Weights
+from gramprune.model.weights import Weights
 from gramprune.pruning.sparsity import Pattern
 from gramprune.stages.fetch import manifest_of
 from gramprune.stages.pruned import pruned_linear

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
 from typing import Any
 
 from gramprune import machine
-from gramprune.evaluation.perplexity import perplexity, windows
+from gramprune.errors import GrampruneError
+from gramprune.evaluation.perplexity import digest, perplexity, windows
 from gramprune.evaluation.record import write_evaluation
-from gramprune.model.loading import open_model
+from gramprune.model.loading import open_model, vocabulary_of
 from gramprune.stages.fetch import manifest_of
-from gramprune.text import sources
+from gramprune.text.store import Documents
+from gramprune.text.tokens import Tokens
 
 
 def evaluate_perplexity(
@@ -20,7 +21,7 @@ def evaluate_perplexity(
     checkpoint: Path | None,  # folder of a pruned one; None: the dense model itself
     dataset: Path,
     output: Path,
-    settings: dict[str, Any],  # dataset, separator, length, stride, windows, dtype
+    settings: dict[str, Any],  # dataset, separator, length, stride, windows, bos, dtype
     code: str,
     device: str,
     batch_size: int,  # windows
@@ -30,11 +31,14 @@ def evaluate_perplexity(
     manifest = manifest_of(model)
     folder = Path(checkpoint or manifest["folder"])
     network, tokenizer, dtype = open_model(folder, settings["dtype"], device)
-    tokens = tokenizer(settings["separator"].join(sources.read_documents(dataset)))["input_ids"]
-    stride, name = settings["stride"], settings["dataset"]
-    cut = windows(tokens, settings["length"], stride, settings["windows"], name)
-    result = perplexity(network, cut, stride, batch_size, device)
-    digest = hashlib.sha256(cut.numpy().tobytes()).hexdigest()
-    figures = {"dataset": name, **result, "tokens_sha256": digest, "data": sources.about_documents(dataset)}
+    documents = Documents(dataset)
+    texts = Tokens(documents, tokenizer, vocabulary_of(folder), settings["bos"], settings["separator"])
+    length = settings["length"] - len(texts.front)  # of text
+    if length < 1:
+        raise GrampruneError(f"evaluation.perplexity.length is {settings['length']}: there is no room for text.")
+    stride, name = min(settings["stride"], length), settings["dataset"]
+    cut = windows(texts.stream(), length, stride, settings["windows"], name)
+    result = perplexity(network, cut, stride, batch_size, device, texts.front)
+    figures = {"dataset": name, **result, "tokens_sha256": digest(cut, texts.front), "data": documents.about}
     write_evaluation(output, figures, manifest, settings, code, started, device, dtype, batch_size)
     return f"perplexity {result['perplexity']:.4f}"

@@ -1,4 +1,4 @@
-"""Fetch a model or a dataset: the only stages that may use the network. What follows finds local files."""
+"""Fetch a model. The stage may use the network; what follows finds a local folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from gramprune.errors import GrampruneError
 from gramprune.model import source
 from gramprune.model.folder import fingerprint, read_config
 from gramprune.storage import files
-from gramprune.text import sources
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +38,6 @@ def fetch_model(manifest: Path, folder: Path, settings: dict[str, Any], code: st
     found |= {"folder": str(folder), "fingerprint": fingerprint(Path(folder))}
     files.write_json(manifest, {**found, "settings": settings, "code": code})
     return f"{found['folder']}, fingerprint {found['fingerprint']}"
-
-
-def fetch_data(output: Path, name: str, settings: dict[str, Any], code: str) -> str:
-    """Write a dataset's documents as Parquet. settings: as in the configuration's `datasets`."""
-    revision = sources.dataset_revision(settings)
-    about = {"stage": "fetch_data", "dataset": name, "settings": settings, "code": code, "revision": revision}
-    texts = sources.documents({**settings, "revision": revision or settings["revision"]}, name)
-    written = sources.write_documents(Path(output), texts, about)
-    if not written["documents"]:
-        Path(output).unlink()
-        raise GrampruneError(f"dataset {name}: there is no document in it.")
-    return f"{written['documents']:,} documents, sha256 {written['sha256'][:16]}"
 
 
 def manifest_of(model: Path) -> dict[str, Any]:

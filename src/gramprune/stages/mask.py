@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gramprune import machine
-from gramprune.model.folder import Weights
+from gramprune.model.weights import Weights
 from gramprune.pruning.gram import layer_error
 from gramprune.pruning.masks import select_mask
 from gramprune.pruning.refine import refine_mask

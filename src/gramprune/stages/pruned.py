@@ -13,7 +13,7 @@ from torch import Tensor
 from gramprune import machine
 from gramprune.errors import GrampruneError
 from gramprune.model import places
-from gramprune.model.folder import Weights
+from gramprune.model.weights import Weights
 from gramprune.pruning.gram import Gram, layer_error
 from gramprune.pruning.target import retarget_weight
 from gramprune.storage import artifacts, files

@@ -9,7 +9,7 @@ from typing import Any
 from gramprune import machine
 from gramprune.errors import GrampruneError
 from gramprune.model import places
-from gramprune.model.folder import Weights
+from gramprune.model.weights import Weights
 from gramprune.pruning.gram import layer_error
 from gramprune.pruning.joint import prune_weight
 from gramprune.pruning.numerics import finite

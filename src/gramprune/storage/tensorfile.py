@@ -119,7 +119,10 @@ def read_tensor(
     entry: Entry,
     rows: slice | None = None,  # of the first dimension, without a step; all by default
 ) -> Tensor:
-    """One tensor, or some of its rows, in memory of its own. Raises GrampruneError if it cannot be read."""
+    """One tensor, or some of its rows, in memory of its own. Raises GrampruneError if it cannot be read.
+
+    Its address is a multiple of 64 whatever the process did before: the order of a product's sums depends on it.
+    """
     shape, start, size = entry.shape, entry.start, entry.size
     if entry.dtype not in DTYPES:
         raise GrampruneError(f"{path} holds a tensor of dtype {entry.dtype}; known are {', '.join(DTYPES)}.")
@@ -129,11 +132,11 @@ def read_tensor(
             raise ValueError(f"{rows} are not consecutive rows")
         row = size // max(shape[0], 1)
         shape, start, size = (last - first, *shape[1:]), start + first * row, (last - first) * row
-    buffer = bytearray(size)
+    tensor = torch.empty(shape, dtype=DTYPES[entry.dtype])
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(start)
-            view = memoryview(buffer)
+            view = to_bytes(tensor)
             while view:  # one read returns 2 GiB at most
                 count = file.readinto(view)
                 if not count:
@@ -141,9 +144,7 @@ def read_tensor(
                 view = view[count:]
     except OSError as error:
         raise GrampruneError(f"{path} cannot be read: {error.strerror}.") from error
-    if not size:
-        return torch.empty(shape, dtype=DTYPES[entry.dtype])
-    return torch.frombuffer(buffer, dtype=DTYPES[entry.dtype]).reshape(shape)
+    return tensor
 
 
 def to_bytes(tensor: Tensor) -> memoryview:

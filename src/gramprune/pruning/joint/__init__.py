@@ -5,7 +5,7 @@ import sys
 from torch import Tensor
 
 from gramprune.errors import GrampruneError
-from gramprune.pruning import methods
+from gramprune.pruning import arguments, methods
 from gramprune.pruning.gram import Gram
 from gramprune.pruning.numerics import finite
 from gramprune.pruning.sparsity import Pattern
@@ -20,12 +20,13 @@ def prune_weight(
 ) -> tuple[Tensor, Tensor, dict]:
     """Mask (out, in) bool, pruned weight (out, in) in the Gram matrix's dtype, and statistics.
 
-    Raises GrampruneError for an unknown method, a matrix that cannot have the pattern, or a result not finite.
+    Raises GrampruneError for an unknown method, arguments that are not what they should be, a matrix that cannot have
+    the pattern, or a result that is not finite.
     """
     prune = methods.load(sys.modules[__name__], method, "prune")
     weight, gram = methods.prepare(weight, gram)
-    pattern.check(weight.shape[1], gram.name)
-    mask, new, stats = prune(weight, gram, pattern, **options)
+    methods.check_pattern(pattern, weight, gram)
+    mask, new, stats = prune(weight, gram, pattern, **arguments.options(prune, options, f"{gram.name}: {method}"))
     if not finite(new):
         raise GrampruneError(f"{gram.name}: the method {method} gave NaN or infinite weights; raise its damping.")
     return mask, new, stats

@@ -35,10 +35,10 @@ def prune(
 
     B = (Ĥ + ρI)⁻¹ (ĤŴ − V + ρD) ;   D = (B + V/ρ) ∘ M, M where it is largest ;   V += ρ (B − D)
     """
-    if iterations < 1 or damping < 0 or rho <= 0:
+    if iterations < 1 or damping < 0 or rho <= 0 or pcg < 1:
         raise GrampruneError(
-            f"{gram.name}: alps needs iterations of 1 or more, damping of 0 or more and rho above 0; found "
-            f"{iterations}, {damping} and {rho}."
+            f"{gram.name}: alps needs iterations of 1 or more, damping of 0 or more, rho above 0 and pcg of 1 or more; "
+            f"found {iterations}, {damping}, {rho} and {pcg}."
         )
     inverse, used = gram.inverse(damping, shift=rho, even=True, keep=False)
     dense = weight * gram.norms  # dead inputs: 0, so they are pruned first

@@ -7,7 +7,7 @@ import sys
 
 from torch import Tensor
 
-from gramprune.pruning import joint, methods
+from gramprune.pruning import arguments, joint, methods
 from gramprune.pruning.gram import Gram
 from gramprune.pruning.sparsity import Pattern
 
@@ -26,11 +26,12 @@ def select_mask(
 ) -> Tensor:
     """(out, in) bool, True = kept, with exactly the pattern's zeros.
 
-    Raises GrampruneError for an unknown method or a matrix that cannot have the pattern.
+    Raises GrampruneError for an unknown method, arguments that are not what they should be, or a matrix that cannot
+    have the pattern.
     """
     if method in methods.names(joint):
         return joint.prune_weight(weight, gram, pattern, method, **options)[0]
     select = methods.load(sys.modules[__name__], method, "select", names())
     weight, gram = methods.prepare(weight, gram)
-    pattern.check(weight.shape[1], gram.name)
-    return select(weight, gram, pattern, **options)
+    methods.check_pattern(pattern, weight, gram)
+    return select(weight, gram, pattern, **arguments.options(select, options, f"{gram.name}: {method}"))

@@ -7,6 +7,7 @@ of its row and of its column, so that none of them loses all that it has. The pr
 import torch
 from torch import Tensor
 
+from gramprune.errors import GrampruneError
 from gramprune.pruning.gram import Gram
 from gramprune.pruning.sparsity import Pattern
 
@@ -20,6 +21,8 @@ def select(
     power: float = POWER,  # of the inputs' norms: 0 leaves them out
 ) -> Tensor:
     """(out, in) bool, True = kept: score (|W_ij| / Σ_i |W_ij| + |W_ij| / Σ_j |W_ij|) · sqrt(G_jj)^power."""
+    if power < 0:
+        raise GrampruneError(f"{gram.name}: ria needs power of 0 or more; found {power}.")
     magnitude = weight.abs()
     tiny = torch.finfo(weight.dtype).tiny  # a row or column of zeros has shares of zero
     scores = magnitude / magnitude.sum(dim=0).clamp_(min=tiny)

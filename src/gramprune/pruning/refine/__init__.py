@@ -7,7 +7,7 @@ import sys
 
 from torch import Tensor
 
-from gramprune.pruning import methods
+from gramprune.pruning import arguments, methods
 from gramprune.pruning.gram import Gram
 from gramprune.pruning.sparsity import Pattern
 
@@ -22,10 +22,12 @@ def refine_mask(
 ) -> tuple[Tensor, dict]:
     """A better mask (out, in) bool with the same number of zeros in every row and group, and statistics.
 
-    Raises GrampruneError for an unknown method, or a mask that does not have the pattern.
+    Raises GrampruneError for an unknown method, arguments that are not what they should be, or a mask that does not
+    have the pattern.
     """
     refine = methods.load(sys.modules[__name__], method, "refine")
     weight, gram = methods.prepare(weight, gram)
-    methods.check_mask(mask, weight, gram)
+    mask = methods.check_mask(mask, weight, gram)
+    methods.check_pattern(pattern, weight, gram)
     pattern.check_mask(mask, gram.name)
-    return refine(weight, gram, mask, pattern, **options)
+    return refine(weight, gram, mask, pattern, **arguments.options(refine, options, f"{gram.name}: {method}"))

@@ -55,8 +55,11 @@ def refine(
     `searched`: "exactly" or "in batches"; `damping`. A row that would not end with less error stays as it was.
     Raises GrampruneError for options out of range.
     """
-    if max_swaps is not None and max_swaps < 1:
-        raise GrampruneError(f"{gram.name}: swaps-reoptimised needs max_swaps of 1 or more; found {max_swaps}.")
+    if exact_inputs < 1 or (max_swaps is not None and max_swaps < 1):
+        raise GrampruneError(
+            f"{gram.name}: swaps-reoptimised needs max_swaps and exact_inputs of 1 or more; found {max_swaps} and "
+            f"{exact_inputs}."
+        )
     before, stats = solve(weight, gram, mask, damping)
     damping = stats["damping"]
     system = gram.damped(damping)[0]

@@ -5,7 +5,7 @@ import sys
 from torch import Tensor
 
 from gramprune.errors import GrampruneError
-from gramprune.pruning import methods
+from gramprune.pruning import arguments, methods
 from gramprune.pruning.gram import Gram
 from gramprune.pruning.numerics import finite
 
@@ -19,12 +19,13 @@ def update_weight(
 ) -> tuple[Tensor, dict]:
     """The pruned weight (out, in) in the Gram matrix's dtype, zero where the mask is False, and its statistics.
 
-    Raises GrampruneError for an unknown method, a mask of another shape, or a result that is not finite.
+    Raises GrampruneError for an unknown method, arguments that are not what they should be, or a result that is not
+    finite.
     """
     update = methods.load(sys.modules[__name__], method, "update")
     weight, gram = methods.prepare(weight, gram)
-    methods.check_mask(mask, weight, gram)
-    new, stats = update(weight, gram, mask, **options)
+    mask = methods.check_mask(mask, weight, gram)
+    new, stats = update(weight, gram, mask, **arguments.options(update, options, f"{gram.name}: {method}"))
     if not finite(new):
         raise GrampruneError(f"{gram.name}: the update {method} gave NaN or infinite weights; raise its damping.")
     return new, stats
