@@ -150,10 +150,8 @@ def test_an_interrupted_job_ends_with_its_fork_in_a_word(door, number):
         assert (door[0].parent / "a.log").read_text() == "here: interrupted\n"
 
 
-@pytest.mark.parametrize(
-    "module, function, arguments", [("builtins", "bytearray", 1 << 60), ("torch", "empty", 1 << 58)]
-)
-def test_memory_that_is_not_to_be_had_is_said_in_a_sentence(tmp_path, module, function, arguments):
+@pytest.mark.parametrize("module, function, size", [("builtins", "bytearray", 1 << 60), ("torch", "empty", 1 << 58)])
+def test_memory_that_is_not_to_be_had_is_said_in_a_sentence(tmp_path, module, function, size):
     program = f"""
 import sys; sys.path.insert(0, {str(SCRIPTS)!r})
 import work; from importlib import import_module
