@@ -142,6 +142,20 @@ def test_a_killed_job_leaves_nothing_that_is_taken_for_whole_and_costs_that_job(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "scancel"])
+def test_an_interrupted_job_leaves_nothing_half_written_and_says_so_in_a_word(broken, number):
+    with broken.stopped() as (snakemake, job):
+        os.kill(job, number)
+        os.kill(job, signal.SIGCONT)
+        assert snakemake.wait(120) != 0
+    assert "update tiny apart 002: interrupted" in broken.said
+    assert "not foreseen" not in broken.said and "Traceback" not in broken.said
+    assert not leftovers(broken.folder) and not (broken.folder / WEIGHTS).exists()
+    broken.clone.run(TARGET)
+    broken.assert_mended(UPDATED)
+
+
+@pytest.mark.slow
 def test_after_a_killed_snakemake_its_messages_lead_to_the_end(broken):
     with broken.stopped() as (snakemake, job):
         snakemake.kill()

@@ -1,6 +1,7 @@
 """What is known before an experiment (plan, resources), during it (status), and what is left after it (keep, tidy)."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -122,6 +123,46 @@ def test_jobs_beside_each_other_get_gpus_of_their_own():
     for each in (*jobs, third):
         each.kill()
         each.communicate()
+
+
+CLAIM = """
+import sys; sys.path.insert(0, sys.argv[1])
+from gramprune import machine
+from gramprune.errors import GrampruneError
+try: machine.claim_gpu(); import os; print(os.environ["CUDA_VISIBLE_DEVICES"])
+except GrampruneError as error: print(error)
+"""
+
+
+def test_a_lock_of_a_gpu_follows_no_link_and_uses_no_folder_of_others(tmp_path):
+    session, temporary, mine = (tmp_path / name for name in ("session", "temporary", "mine"))
+    for folder in (session, temporary, mine):
+        folder.mkdir(mode=0o700)
+    (mine / "notes").write_text("mine")
+    environment = {
+        **os.environ,
+        "XDG_RUNTIME_DIR": str(session),
+        "TMPDIR": str(temporary),
+        "CUDA_VISIBLE_DEVICES": "A,B",
+    }
+
+    def claimed() -> str:
+        command = [sys.executable, "-c", CLAIM, str(Path(machine.__file__).parents[1])]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout.strip()
+
+    assert claimed() == "A" and [path.name for path in session.iterdir()] == ["gpu-A.lock"]
+    (session / "gpu-A.lock").unlink()
+    (session / "gpu-A.lock").symlink_to(mine / "notes")
+    assert claimed() == "B"  # the next one
+    (session / "gpu-B.lock").unlink()
+    (session / "gpu-B.lock").mkdir()
+    assert "no GPU can be claimed" in claimed() and "gpu-A.lock" in claimed()
+    session.chmod(0o777)  # others may write there
+    assert claimed() == "A" and [path.name for path in temporary.iterdir()] == [f"gramprune-{os.geteuid()}"]
+    shutil.rmtree(temporary / f"gramprune-{os.geteuid()}")
+    (temporary / f"gramprune-{os.geteuid()}").symlink_to(mine)
+    assert claimed() in ("A", "B") and [path.name for path in mine.iterdir()] == ["notes"]
+    assert (mine / "notes").read_text() == "mine"
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

@@ -1,5 +1,6 @@
 """The process from which jobs are forked: what dies with what, and what is done without it."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -17,11 +18,11 @@ ASK = """
 import os, sys, time
 sys.path.insert(0, {scripts!r})
 from job import process_start, warm
-status = warm.ask({{
+request = {{
     "module": {module!r}, "function": {function!r}, "arguments": {arguments!r}, "where": "here", "log": "a.log",
     "threads": 1, "gpu": False, "online": False, "whole_model": False, "began": process_start(),
-}})
-print(status, flush=True)
+}}
+print(warm.ask(request), *[request[key] for key in ("note",) if key in request], flush=True)
 """
 
 
@@ -111,9 +112,55 @@ def test_a_fork_outlives_the_warm_process_which_ends_with_its_input(door):
         assert job.poll() is None and Path(f"/proc/{fork}").exists()
 
 
-def test_where_nobody_answers_a_job_is_told_so(tmp_path):
+def test_where_nobody_answers_a_job_is_told_so_and_has_a_note_for_its_log(tmp_path):
     stdout, _ = asking(tmp_path / "nobody", "signal", "pause").communicate(timeout=60)
-    assert stdout == "None\n"
+    why = os.strerror(errno.ENOENT)
+    assert stdout == f"None starts by itself, seconds slower: no warm process answers ({why})\n"
+
+
+def test_a_killed_warm_process_is_missed_aloud(door):
+    path, process = door
+    process.kill()
+    process.wait()
+    stdout, _ = asking(path, "signal", "pause").communicate(timeout=60)
+    assert f"no warm process answers ({os.strerror(errno.ECONNREFUSED)})" in stdout
+    process.returncode = 0  # it was meant to
+
+
+def test_a_socket_may_lie_in_a_folder_whose_path_is_too_long_for_an_address(tmp_path):
+    folder = tmp_path.joinpath(*["a folder with a long name"] * 6)
+    folder.mkdir(parents=True)
+    path = folder / "warm"
+    assert len(str(path)) > 108
+    with subprocess.Popen([sys.executable, SCRIPTS / "warm.py", path], stdin=subprocess.PIPE) as process:
+        until(path.exists)
+        stdout, stderr = asking(path, "subprocess", "check_call", args=["true"]).communicate(timeout=60)
+        assert stdout == "0\n" and "here: start-up" in stderr
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "scancel"])
+def test_an_interrupted_job_ends_with_its_fork_in_a_word(door, number):
+    with waiting(door[0]) as (job, fork):
+        job.send_signal(number)
+        stdout, stderr = job.communicate(timeout=60)
+        assert (stdout, stderr) == ("130\n", "here: interrupted\n")
+        until(lambda: not Path(f"/proc/{fork}").exists())
+        assert (door[0].parent / "a.log").read_text() == "here: interrupted\n"
+
+
+@pytest.mark.parametrize("module, function, size", [("builtins", "bytearray", 1 << 60), ("torch", "empty", 1 << 58)])
+def test_memory_that_is_not_to_be_had_is_said_in_a_sentence(tmp_path, module, function, size):
+    program = f"""
+import sys; sys.path.insert(0, {str(SCRIPTS)!r})
+import work; from importlib import import_module
+work.large = lambda: import_module({module!r}).{function}({size})
+work.leave(work.work("work", "large", {{}}, "here", "a.log", 1, False, False, False, 0.0))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("gramprune: here: there is not enough memory (") and "batch_size" in done.stderr
 
 
 def test_a_stage_that_cannot_be_imported_is_left_to_the_job_which_says_why(tmp_path):
@@ -122,5 +169,5 @@ def test_a_stage_that_cannot_be_imported_is_left_to_the_job_which_says_why(tmp_p
     with subprocess.Popen([sys.executable, SCRIPTS / "warm.py", path], **pipes) as process:
         until(path.exists)
         stdout, _ = asking(path, "not_there", "pause").communicate(timeout=60)
-        assert stdout == "None\n"
+        assert stdout.startswith("None starts by itself")
         assert process.wait(60) != 0 and "not_there" in process.stderr.read()

@@ -31,7 +31,7 @@ def sentence(error: Any, whole: type[Section]) -> str:
     """
     # pydantic puts the method's name into the place, behind the key that chooses it; nobody wrote it there.
     place = [part for key, part in zip(("", *error["loc"]), error["loc"], strict=False) if not _is_tag(key, part)]
-    place = [part for part in place if part != "[key]"]
+    place = [part for part in place if part != "[key]" and not str(part).startswith("function-")]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     kind, found, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "extra_forbidden":

@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any
 
 from gramprune.errors import GrampruneError
+from gramprune.experiment.names import slug
 from gramprune.experiment.recipes import filled
 
 MOST = 2000  # runs that one entry may stand for
@@ -24,7 +25,7 @@ SAYS_ITSELF = ("recipe", "mask", "refine", "update", "sparsity")
 def name_of(run: dict[str, Any]) -> str:
     """What a run without a name is called: its recipe, or mask, refinement and update, and its sparsity."""
     parts = [run.get("recipe")] if run.get("recipe") else [run.get(key) for key in ("mask", "refine", "update")]
-    return "-".join(_texts([*parts, run.get("sparsity")]))
+    return slug("-".join(_texts([*parts, run.get("sparsity")])))
 
 
 def expanded(
