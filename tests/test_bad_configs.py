@@ -46,7 +46,7 @@ WRONG = [
     (("runs",), None, "runs is empty; expected: a list."),
     (("runs",), {"name": "a"}, "runs is {'name': 'a'}; expected: a list."),
     (("runs",), ["wanda"], "runs[0] is 'wanda'; expected: a mapping"),
-    ((*RUN, "mask"), ["wanda"], "runs[0].mask is ['wanda']; expected: a method's name, or a mapping with `method`."),
+    ((*RUN, "mask"), [["wanda"]], "runs[0].mask is ['wanda']; expected: a method's name, or a mapping with `method`."),
     ((*RUN, "update"), False, "runs[0].update is False; expected: a method's name"),  # `no`, without quotes
     (("exclude",), "*.o_proj", "exclude is '*.o_proj'; expected: a list."),
     # names
