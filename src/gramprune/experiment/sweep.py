@@ -101,9 +101,7 @@ def _put(entry: dict[str, Any], swept: list[tuple[tuple[str, ...], list[Any]]], 
         if "name" in entry or path[0] not in SAYS_ITSELF or len(path) > 1:
             further += _further(path, value)
     if "name" in entry or further:
-        run["name"] = "-".join(
-            [str(entry.get("name") or name_of(filled(run) if "recipe" not in run else run)), *further]
-        )
+        run["name"] = "-".join([str(entry.get("name") or name_of(run)), *filter(None, map(slug, further))])
     return run
 
 
