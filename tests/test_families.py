@@ -11,7 +11,7 @@ from families import CONFIGS, config
 from monolithic import block_list, load, prune_in_memory
 from safetensors import safe_open
 
-from gramprune.experiment.settings import Run
+from gramprune.experiment.run import Run
 from gramprune.model import layout
 from gramprune.model.blocks import open_blocks
 from gramprune.stages.assemble import assemble

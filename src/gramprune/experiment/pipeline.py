@@ -10,7 +10,8 @@ from typing import Any
 
 from gramprune.experiment import resources
 from gramprune.experiment.resources import Need
-from gramprune.experiment.settings import Run, Settings
+from gramprune.experiment.run import Run
+from gramprune.experiment.settings import Settings
 
 Key = tuple[Any, ...]
 """A job: its stage, and what tells it from others of that stage."""

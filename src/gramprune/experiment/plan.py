@@ -6,9 +6,10 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from gramprune.experiment import pipeline
+from gramprune.experiment.options import OwnTarget
 from gramprune.experiment.pipeline import Job, Key
 from gramprune.experiment.resources import DEVICES, GIB, Need
-from gramprune.experiment.settings import OwnTarget, Settings
+from gramprune.experiment.settings import Settings
 from gramprune.progress import duration
 
 OVERHEAD = 10.0  # seconds that a cluster takes to start and notice the end of a job

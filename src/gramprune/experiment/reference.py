@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gramprune.experiment.mistakes import sections_in, visible_fields
-from gramprune.experiment.options import METHODS
-from gramprune.experiment.settings import Section, Settings
+from gramprune.experiment.options import METHODS, Section
+from gramprune.experiment.settings import Settings
 
 
 def schema() -> str:

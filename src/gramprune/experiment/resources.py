@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
-from gramprune.experiment.settings import Run, Settings
+from gramprune.experiment.run import Run
+from gramprune.experiment.settings import Settings
 from gramprune.model.layout import selected
 
 MIB, GIB = 2**20, 2**30

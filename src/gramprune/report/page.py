@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from gramprune.experiment.settings import Run
+from gramprune.experiment.run import Run
 from gramprune.report.answer import answer, table
 from gramprune.report.read import Results, Text
 

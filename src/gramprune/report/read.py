@@ -15,7 +15,8 @@ from gramprune.experiment import pipeline, settings
 from gramprune.experiment.measured import Measured, times
 from gramprune.experiment.pipeline import Job, Key
 from gramprune.experiment.resources import Need
-from gramprune.experiment.settings import Run, Settings
+from gramprune.experiment.run import Run
+from gramprune.experiment.settings import Settings
 from gramprune.report import results as tables
 from gramprune.report.results import AGAIN
 from gramprune.storage import files

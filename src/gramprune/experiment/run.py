@@ -1,0 +1,209 @@
+"""One run as a section of config.yaml, and what each of its stages depends on."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from gramprune.errors import GrampruneError
+from gramprune.experiment import sweep
+from gramprune.experiment.names import Name
+from gramprune.experiment.options import (
+    JOINT,
+    MaskMethod,
+    MrpMask,
+    NoRefinement,
+    NoUpdate,
+    OwnTarget,
+    RefineMethod,
+    Section,
+    Target,
+    UpdateMethod,
+)
+from gramprune.experiment.recipes import RECIPES, filled
+from gramprune.pruning.sparsity import Pattern
+from gramprune.storage.fingerprint import canonical, short
+
+
+class Run(Section):
+    """One recipe: sparsity × mask × refinement × update × propagation × target.
+
+    A list in the place of a value, of a method's option too, stands for a run per value; several lists stand for all
+    combinations that can be.
+    """
+
+    name: Name = Field("", description="Folder in results; made from the recipe by default.", validate_default=False)
+    recipe: Literal[tuple(RECIPES)] | None = Field(  # type: ignore[valid-type]
+        None,
+        description="A named recipe: what it says of mask, refine, update, target and granularity holds where the run "
+        "says nothing.",
+    )
+    sparsity: float | str = Field(description="Fraction of zeros, or N:M (at most N of M neighbours are kept).")
+    granularity: Literal["row", "matrix"] = Field(
+        "row", description="Where a fraction is counted: in every output row, or in the whole matrix. Not for N:M."
+    )
+    mask: MaskMethod = Field(description="How the kept weights are chosen.")
+    refine: RefineMethod = Field(NoRefinement(method="none"), description="How the mask is improved.")
+    update: UpdateMethod = Field(
+        NoUpdate(method="none"), description="How the kept weights make up for the pruned ones."
+    )
+    propagation: Literal["pruned", "dense"] = Field(
+        "pruned",
+        description="What later blocks see: activations of the pruned blocks before (the papers' protocol; blocks form "
+        "a chain), or of the dense model (blocks are independent, runs share all Gram matrices).",
+    )
+    target: Target = Field(
+        OwnTarget(method="own"),
+        description="What a pruned linear is to be like: itself before, or its place in the dense model, so that it "
+        "makes up for the blocks before too (with `propagation: pruned` and an update).",
+    )
+    precision: Literal["float32", "float64"] = Field(
+        "float32", description="Dtype in which masks, refinements and updates are computed."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": sweep.name_of(value), **filled(value)} if isinstance(value, dict) else value
+
+    @field_validator("sparsity", mode="before")
+    @classmethod
+    def _parses(cls, value: Any) -> Any:
+        if type(value) is int and 0 < value // 60 < value % 60:  # to base 60, as YAML 1.1 counts times
+            raise ValueError(
+                f'put {value // 60}:{value % 60} in quotes: "{value // 60}:{value % 60}"; YAML reads {value}'
+            )
+        try:
+            Pattern.parse(value)
+        except GrampruneError as error:
+            raise ValueError(str(error)) from error
+        return str(value) if isinstance(value, str) and ":" in value else float(value)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Run:
+        if self.joint and self.mask.method not in JOINT:
+            raise ValueError(
+                f"update 'joint' keeps the weights of a mask method that makes weights, but mask "
+                f"{self.mask.method!r} makes none; use one of {', '.join(sorted(JOINT))}, or another update"
+            )
+        if self.joint and self.refined:
+            raise ValueError(
+                f"update 'joint' keeps weights that belong to the mask as it was selected, but refine "
+                f"{self.refine.method!r} changes it; use another update, or refine 'none'"
+            )
+        if self.retargeted and self.propagation == "dense":
+            raise ValueError(
+                "target 'dense' makes up for what the pruned blocks before have changed, but with propagation 'dense' "
+                "every block sees the dense model's activations; use propagation 'pruned', or target 'own'"
+            )
+        if self.retargeted and not self.updated:
+            raise ValueError("target 'dense' moves weights, but update 'none' keeps them as they were; use an update")
+        try:
+            pattern = self.pattern
+        except GrampruneError as error:  # granularity "matrix" with N:M
+            raise ValueError(str(error)) from error
+        if isinstance(self.mask, MrpMask):
+            self.mask.check(pattern)
+        return self
+
+    @property
+    def pattern(self) -> Pattern:
+        """Sparsity and granularity."""
+        return Pattern.parse(self.sparsity, self.granularity)
+
+    @property
+    def joint(self) -> bool:
+        """Whether one method chooses mask and weights together."""
+        return self.update.method == "joint"
+
+    @property
+    def refined(self) -> bool:
+        """Whether its masks are improved after their selection."""
+        return self.refine.method != "none"
+
+    @property
+    def updated(self) -> bool:
+        """Whether its blocks have weights of their own; else they are the dense ones under its masks."""
+        return self.update.method != "none"
+
+    @property
+    def retargeted(self) -> bool:
+        """Whether it aims at the dense model's outputs."""
+        return self.target.method == "dense"
+
+    @property
+    def at_dense_inputs(self) -> Run:
+        """The same run in a block that sees the dense model's inputs: both targets are the same there."""
+        return self.model_copy(update={"target": OwnTarget(method="own")})
+
+    @property
+    def problem_settings(self) -> dict[str, Any]:
+        """Which weights the pruned ones are to be like, and in which dtype that is computed: for all its stages."""
+        return {"precision": self.precision, "target": self.target.model_dump()}
+
+    @property
+    def pattern_settings(self) -> dict[str, Any]:
+        """Where its zeros may be."""
+        return {"pattern": self.sparsity, "granularity": self.granularity}
+
+    @property
+    def mask_settings(self) -> dict[str, Any]:
+        """All that its masks depend on, besides Gram matrices and weights."""
+        return {**_split(self.mask), **self.pattern_settings, **self.problem_settings}
+
+    @property
+    def mask_module(self) -> str:
+        """The module of its mask's method, below `gramprune.pruning`."""
+        return f"{'joint' if self.mask.method in JOINT else 'masks'}.{self.mask.method}"
+
+    @property
+    def mask_slug(self) -> str:
+        """A file name for its masks: the same for all runs with the same mask settings."""
+        parts = [_slug(self.mask, self.pattern.slug)]
+        if self.precision != "float32":
+            parts.append(self.precision)
+        if self.retargeted:
+            parts.append("to-" + _slug(self.target))
+        return "_".join(parts)
+
+    @property
+    def refine_settings(self) -> dict[str, Any]:
+        """All that its refinement depends on, besides masks, Gram matrices and weights."""
+        return {**_split(self.refine), **self.pattern_settings, **self.problem_settings}
+
+    @property
+    def refine_module(self) -> str:
+        """The module of its refinement's method, below `gramprune.pruning`."""
+        return f"refine.{self.refine.method}"
+
+    @property
+    def refine_slug(self) -> str:
+        """A file name for its refinement, behind that of the masks."""
+        return _slug(self.refine)
+
+    @property
+    def final_mask(self) -> str:
+        """A file name for the masks that its weights have, refined or not."""
+        return f"{self.mask_slug}+{self.refine_slug}" if self.refined else self.mask_slug
+
+    @property
+    def update_module(self) -> str:
+        """The module of its update's method, below `gramprune.pruning`."""
+        return self.mask_module if self.joint else f"updates.{self.update.method}"
+
+    @property
+    def update_settings(self) -> dict[str, Any]:
+        """All that its updates depend on, besides masks, Gram matrices and weights."""
+        return self.mask_settings if self.joint else {**_split(self.update), **self.problem_settings}
+
+
+def _split(method: Section) -> dict[str, Any]:
+    options = method.model_dump()
+    return {"method": options.pop("method"), "options": options}
+
+
+def _slug(method: Section, *more: str) -> str:
+    """A method as a file name: with eight digits that stand for its options where they are not the defaults."""
+    options = method.model_dump(exclude={"method"}, exclude_defaults=True)
+    return "_".join([method.method, *more, *([short(canonical(options))] if options else [])])
