@@ -110,7 +110,7 @@ def test_sparseswaps_over_a_matrix_end_where_no_pair_within_or_across_rows_helps
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("method", ["sparseswaps"])
+@pytest.mark.parametrize("method", ["sparseswaps", "swaps-reoptimised"])
 def test_swaps_over_a_matrix_end_where_the_best_pairs_of_the_matrix_one_by_one_do(method, seed):
     """On average of the starts within 3 %: both are local optima, and either may be the lower one."""
     p = problem("well_conditioned", seed=seed)
@@ -300,6 +300,26 @@ def test_reoptimised_swaps_are_those_of_brute_force(method, pattern, structure, 
             optimum = reference.least_squares(p.weight, H, m)
             error = float(reference.damped_error(live, optimum * (p.gram.diagonal() > 0), H).sum())
             assert abs(stats[key] - error) <= tolerance(dtype) * energy
+        assert stats["error_after"] <= stats["error_before"] and stats["searched"] == "exactly"
+
+
+@pytest.mark.parametrize("method, pattern, structure, dtype", matrix("swaps-reoptimised", granularities=("matrix",)))
+def test_reoptimised_swaps_over_a_matrix_end_where_no_pair_within_or_across_rows_helps(
+    method, pattern, structure, dtype
+):
+    """By the masked least squares of all exchanged masks [derived]; not above what swaps within the rows reach."""
+    p, errors = problem(structure, dtype), updated_errors(problem(structure, dtype))
+    energy = max(float(errors(i, torch.zeros(1, p.weight.shape[1], dtype=torch.bool))) for i in range(len(p.weight)))
+    for first in STARTS if dtype == torch.float64 else STARTS[:1]:
+        mask = start(p, pattern, first)
+        refined, stats = run(p, mask, pattern, method)
+        rounding = tolerance(dtype) * energy
+        assert min(change + 1e-6 * share for change, share, *_ in reference.exchanges(errors, refined)) >= -rounding
+        found = layer_sum(errors, refined)
+        within, _ = reference.swaps_reoptimised(p.weight, p.gram, mask, pattern)
+        if dtype == torch.float64 and structure != "ties":
+            assert found <= layer_sum(errors, within) + rounding
+        assert abs(stats["error_after"] - found) <= len(mask) * rounding
         assert stats["error_after"] <= stats["error_before"] and stats["searched"] == "exactly"
 
 
