@@ -11,7 +11,7 @@ from problems import DTYPES, PATTERNS, Problem, assert_near, assert_sentence, ma
 from torch import Tensor
 
 from gramprune import Gram, GrampruneError, Pattern, layer_error, refine_mask, select_mask, update_weight
-from gramprune.pruning import masks, methods, numerics, refine
+from gramprune.pruning import exchange, masks, methods, numerics, refine
 from gramprune.pruning.refine import sparseswaps, swaps_reoptimised
 
 pytestmark = pytest.mark.bits
@@ -394,15 +394,48 @@ def test_the_length_of_the_batches_of_rows_does_not_change_the_mask(exact_inputs
         assert torch.equal(run(p, mask, pattern, "swaps-reoptimised", exact_inputs=exact_inputs)[0], expected)
 
 
+@pytest.mark.parametrize("granularity", ["row", "matrix"])
 @pytest.mark.parametrize("exact_inputs", [16, 1])
-def test_reoptimised_swaps_keep_to_their_number(exact_inputs):
-    p = problem("well_conditioned")
-    mask, before = start(p, (0.5, "row"), "random"), None
+def test_reoptimised_swaps_keep_to_their_number(exact_inputs, granularity):
+    """Of every row, or over a matrix on average."""
+    p, pattern = problem("well_conditioned"), (0.5, granularity)
+    mask, before = start(p, pattern, "random"), None
     for limit in (1, 2, 5):
-        refined, stats = run(p, mask, (0.5, "row"), "swaps-reoptimised", max_swaps=limit, exact_inputs=exact_inputs)
-        assert stats["swaps"].max() <= limit and ((mask & ~refined).sum(dim=1) <= stats["swaps"]).all()
+        refined, stats = run(p, mask, pattern, "swaps-reoptimised", max_swaps=limit, exact_inputs=exact_inputs)
+        made, pruned = stats["swaps"], (mask & ~refined).sum(dim=1)
+        if granularity == "matrix":
+            made, pruned = made.sum() / len(mask), pruned.sum() / len(mask)
+        assert (made <= limit).all() and (pruned <= made).all()
         assert before is None or stats["error_after"] < before
         before = stats["error_after"]
+
+
+@st.composite
+def changes_of_rows(draw) -> tuple[Tensor, Tensor]:
+    """Removals and additions (rows, n), some of them not to be had."""
+    rows, steps = draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    value = st.one_of(st.integers(-4, 4), st.just(float("inf")))
+    values = st.lists(st.lists(value, min_size=steps, max_size=steps), min_size=rows, max_size=rows)
+    return torch.tensor(draw(values)).double(), torch.tensor(draw(values)).double()
+
+
+@settings(max_examples=200, deadline=None)
+@given(changes_of_rows(), st.integers(0, 6))
+def test_rows_are_matched_while_a_pair_of_two_rows_lowers_the_error(changes, limit):
+    removals, additions = changes
+    pairs = {
+        (i, j): float(removals[i, 0] + additions[j, 0])
+        for i in range(len(removals))
+        for j in range(len(removals))
+        if i != j
+    }
+    helped = {row for pair, change in pairs.items() if change < 0 for row in pair}
+    assert exchange.improvable(removals[:, 0], additions[:, 0]).nonzero()[:, 0].tolist() == sorted(helped)
+    net = exchange.matched(removals, additions, limit)
+    assert net.sum() == 0 and net.abs().sum() <= 2 * limit and net.abs().max() <= removals.shape[1]
+    assert bool(net.any()) == bool(helped and limit)
+    total = sum(float((removals if n < 0 else additions)[i, : abs(n)].sum()) for i, n in enumerate(net.tolist()))
+    assert total <= 0 and (limit != 1 or not helped or total == min(pairs.values()))
 
 
 @pytest.mark.parametrize("method", methods.names(refine))
