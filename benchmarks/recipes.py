@@ -3,13 +3,16 @@
     python benchmarks/recipes.py errors     --model FOLDER --calibration TEXT 0.6 2:4
     python benchmarks/recipes.py perplexity --model FOLDER --calibration TEXT --evaluation TEXT 0.5 0.6 0.7 2:4
     python benchmarks/recipes.py samples    --model FOLDER --calibration TEXT --evaluation TEXT 0.6
+    python benchmarks/recipes.py granularity --model FOLDER --calibration TEXT --evaluation TEXT 0.5 0.6 0.7
 
 Texts are .txt, .jsonl or .parquet files. `errors`: on the dense model's activations, the layer error of every mask and
 refinement with every update, as the geometric mean over all linears relative to the mask wanda without an update;
 `--layers FILE` keeps those of every linear as CSV. (mrp's solution M is exact, damped otherwise, and left out.)
 `perplexity`: by the papers' protocol, each block calibrated on what the pruned blocks before it give. `samples`: the
-same for a few recipes over the number of calibration sequences. Tables are printed as Markdown; rows as they come to
-the log. The whole model is in memory, and one process does it all: for models of a laptop's size.
+same for a few recipes over the number of calibration sequences. `granularity`: sparsity counted in rows against over
+the matrix, layer errors as above and, with an evaluation text, perplexities. `--blocks` takes the first ones. Tables
+are printed as Markdown; rows as they come to the log. The whole model is in memory, and one process does it all: for
+models of a laptop's size.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import math
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -29,6 +33,7 @@ from gramprune.experiment.settings import Dataset
 from gramprune.model.blocks import inputs_of, is_transposed, linears, open_blocks, shared_inputs
 from gramprune.pruning import joint, masks, methods
 from gramprune.pruning.gram import accumulate
+from gramprune.pruning.sparsity import GRANULARITIES
 from gramprune.text import calibration
 from gramprune.text.read import documents
 
@@ -54,6 +59,15 @@ RECIPES = [  # mask, refinement, update, target
     ("wanda", "swaps-reoptimised", "exact", "own"),
     ("wanda", "swaps-reoptimised", "exact", "dense"),
 ]
+BY_GRANULARITY = [
+    ("wanda", "none", "none", "own"),
+    ("wanda", "sparseswaps", "none", "own"),
+    ("admm", "none", "joint", "own"),
+    ("alps", "none", "joint", "own"),
+    ("alps", "none", "exact", "own"),
+    ("wanda", "swaps-reoptimised", "exact", "own"),
+    ("alps", "swaps-reoptimised", "exact", "own"),
+]
 OVER_SAMPLES = [
     recipe
     for recipe in RECIPES
@@ -69,7 +83,7 @@ OVER_SAMPLES = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["errors", "perplexity", "samples"])
+    parser.add_argument("what", choices=["errors", "perplexity", "samples", "granularity"])
     parser.add_argument("patterns", nargs="+", help="such as 0.6 or 2:4")
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--calibration", required=True, type=Path)
@@ -78,15 +92,21 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="tokens per sequence and window")
     parser.add_argument("--windows", type=int, default=400)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--blocks", type=int, help="of layer errors, from the first on")
     parser.add_argument("--layers", type=Path, help="CSV file for the layer errors of every linear")
     parser.add_argument("--only", default="", help="recipes whose name has this in it")
     parser.add_argument("--skip", help="but not those whose name has this in it")
     arguments = parser.parse_args()
     patterns = [gp.Pattern.parse(text) for text in arguments.patterns]
     if arguments.what == "errors":
-        print(table(errors(arguments, patterns)))
+        print(table(errors(arguments, patterns, layer_errors)))
     elif arguments.what == "perplexity":
         print(table(perplexities(arguments, patterns, RECIPES, [arguments.samples])))
+    elif arguments.what == "granularity":
+        print(table(errors(arguments, patterns, granularity_errors)))
+        if arguments.evaluation:
+            both = [gp.Pattern.parse(p.sparsity, granularity) for p in patterns for granularity in GRANULARITIES]
+            print(table(perplexities(arguments, both, BY_GRANULARITY, [arguments.samples])))
     else:
         print(table(perplexities(arguments, patterns, OVER_SAMPLES, [16, 64, 256])))
 
@@ -147,17 +167,19 @@ def observed(blocks, index: int, tokens: torch.Tensor, hidden: list, dense: list
 
 
 @torch.no_grad()
-def errors(arguments: argparse.Namespace, patterns: list[gp.Pattern]) -> dict[str, dict[str, float]]:
+def errors(
+    arguments: argparse.Namespace, patterns: list[gp.Pattern], of_layer: Callable
+) -> dict[str, dict[str, float]]:
     blocks, _ = open_blocks(arguments.model, "float32", arguments.device)
     tokens = calibrated(arguments, arguments.samples)
     logs: dict[str, dict[str, list[float]]] = {}
     hidden: list = []
-    for index in range(len(blocks)):
+    for index in range(min(len(blocks), arguments.blocks or len(blocks))):
         weights, grams = observed(blocks, index, tokens, hidden, None)
         for name, (gram, _) in grams.items():
             for pattern in patterns:
                 started = time.perf_counter()
-                for row, column, value in layer_errors(weights[name], gram, pattern):
+                for row, column, value in of_layer(weights[name], gram, pattern):
                     logs.setdefault(f"{pattern} {row}", {}).setdefault(column, []).append(math.log(value))
                     if arguments.layers:
                         with open(arguments.layers, "a") as file:
@@ -189,6 +211,21 @@ def layer_errors(weight: torch.Tensor, gram: gp.Gram, pattern: gp.Pattern):
             yield label, " ".join([update, *options.values()]), gp.layer_error(weight, new, gram) / unit
 
 
+def granularity_errors(weight: torch.Tensor, gram: gp.Gram, pattern: gp.Pattern):
+    """Recipe, granularity and layer error relative to wanda's by rows without an update."""
+    unit = None
+    for recipe in BY_GRANULARITY:
+        for granularity in GRANULARITIES:
+            counted = gp.Pattern.parse(pattern.sparsity, granularity)
+            error = gp.layer_error(weight, pruned(weight, gram, None, counted, recipe), gram)
+            unit = unit or error
+            yield named(recipe), granularity, error / unit
+
+
+def named(recipe: tuple) -> str:
+    return " + ".join(part for part in recipe[:3] if part != "none") + (", dense target" * (recipe[3] == "dense"))
+
+
 @torch.no_grad()
 def perplexities(
     arguments: argparse.Namespace, patterns: list[gp.Pattern], recipes: list, samples: list[int]
@@ -207,9 +244,12 @@ def perplexities(
             linear.weight.data = weight.T if is_transposed(linear) else weight
         return perplexity(model.to(arguments.device), test, arguments.length, BATCH, arguments.device)["perplexity"]
 
-    rows: dict[str, dict[str, float]] = {"dense": {str(pattern): measured({}) for pattern in patterns}}
+    both = len({pattern.granularity for pattern in patterns} - {"group"}) == 2
+    columns = {pattern: f"{pattern} {pattern.granularity}" if both else str(pattern) for pattern in patterns}
+    dense = measured({})
+    rows: dict[str, dict[str, float]] = {"dense": {column: dense for column in columns.values()}}
     for recipe in recipes:
-        label = " + ".join(part for part in recipe[:3] if part != "none") + (", dense target" * (recipe[3] == "dense"))
+        label = named(recipe)
         if arguments.only not in label or (arguments.skip and arguments.skip in label):
             continue
         for count in samples:
@@ -217,7 +257,7 @@ def perplexities(
             for pattern in patterns:
                 started = time.perf_counter()
                 value = measured(pruned_model(arguments, tokens, pattern, recipe))
-                column = str(pattern) if len(samples) == 1 else f"{pattern}, {count} samples"
+                column = columns[pattern] if len(samples) == 1 else f"{columns[pattern]}, {count} samples"
                 rows.setdefault(label, {})[column] = value
                 seconds = time.perf_counter() - started
                 print(f"{label} | {column} | {value:.3f} | {seconds:.0f} s", file=sys.stderr, flush=True)

@@ -97,7 +97,7 @@ def problem(structure: str, dtype: torch.dtype = torch.float64, seed: int = 0) -
     return Problem(weight, inputs, (inputs.double().T @ inputs.double()).to(dtype))
 
 
-def matrix(*methods: str) -> list:
+def matrix(*methods: str, granularities: tuple[str, ...] = ("row", "matrix")) -> list:
     """Parameters method × pattern × structure × dtype, where there is more than one weight to choose from."""
     return [
         pytest.param(
@@ -111,7 +111,7 @@ def matrix(*methods: str) -> list:
         for pattern in PATTERNS
         for structure in STRUCTURES
         for dtype in DTYPES
-        if structure != "one_column" or pattern[1] == "matrix"
+        if pattern[1] in granularities and (structure != "one_column" or pattern[1] == "matrix")
     ]
 
 

@@ -382,3 +382,33 @@ def swaps_reoptimised(
             M[i, u], M[i, p] = False, True
             errors[i].append(float(after[best]))
     return M, errors
+
+
+def exchanges(errors, mask: Tensor) -> list[tuple]:
+    """Of every kept (i, u) and pruned (j, p) of a matrix: the change of the layer error, the errors of the rows that
+    take part, and the four. errors(i, masks (n, in)) -> (n,) are those of row i, with equally many kept."""
+    columns, found = mask.shape[1], []
+    own = [float(errors(i, m[None])[0]) for i, m in enumerate(mask)]
+    flipped = [mask[i].repeat(columns, 1) ^ torch.eye(columns, dtype=torch.bool) for i in range(len(mask))]
+    alone = torch.zeros(mask.shape, dtype=torch.float64)  # one weight pruned or kept, and nothing else
+    for i, m in enumerate(mask):
+        for which in (m, ~m):
+            if which.any():
+                alone[i, which] = errors(i, flipped[i][which]) - own[i]
+        if places := pairs(m, (0.5, "row")):
+            after = errors(i, swapped(m, places)).tolist()
+            found += [(e - own[i], own[i], i, u, i, p) for e, (u, p) in zip(after, places, strict=True)]
+    places, alone = (~mask).nonzero().tolist(), alone.tolist()
+    for i, u in mask.nonzero().tolist():
+        found += [(alone[i][u] + alone[j][p], own[i] + own[j], i, u, j, p) for j, p in places if i != j]
+    return found
+
+
+def matrix_swaps(errors, given: Tensor, rounding: float, tolerance: float = 1e-6) -> Tensor:
+    """The mask after the best exchanges over all rows, one by one, until none lowers its rows' errors."""
+    M = given.clone()
+    while True:
+        change, share, i, u, j, p = min(exchanges(errors, M))
+        if change >= -tolerance * share - rounding:
+            return M
+        M[i, u], M[j, p] = False, True

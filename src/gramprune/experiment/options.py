@@ -130,10 +130,12 @@ class NoRefinement(Section):
 
 
 class SparseSwaps(Section):
-    """Exchange the best pair of a kept and a pruned weight in every row, again and again (arXiv 2512.10922)."""
+    """Exchange the best pair of a kept and a pruned weight in every row, or across rows, again (arXiv 2512.10922)."""
 
     method: Literal["sparseswaps"]
-    max_swaps: Positive | None = Field(None, description="Per row; by default until no swap helps.")
+    max_swaps: Positive | None = Field(
+        None, description="Per row, or per row on average over a matrix; by default until no swap helps."
+    )
     tolerance: NotNegative = Field(1e-6, description="A swap must lower its row's error by more than this share.")
 
 
@@ -150,7 +152,9 @@ class ReoptimisedSwaps(Section):
 
     method: Literal["swaps-reoptimised"]
     damping: NotNegative = Field(0.01, description=SCALED_DAMPING)
-    max_swaps: Positive | None = Field(None, description="Per row; by default until no swap helps.")
+    max_swaps: Positive | None = Field(
+        None, description="Per row, or per row on average over a matrix; by default until no swap helps."
+    )
     exact_inputs: Positive = Field(
         1024,
         description="Linears with at most so many inputs are searched exactly, larger ones in batches of swaps.",

@@ -1,6 +1,7 @@
 """Mask refinement: exchange pruned for kept weights. `refine(weight, gram, mask, pattern, **options) -> (mask, stats)`.
 
-Every method exchanges within rows, and within groups where the pattern is N:M: all counts stay as they are.
+Every method exchanges within rows, and within groups where the pattern is N:M: these counts stay as they are. Where the
+pattern counts over the matrix, the swaps exchange across rows too, and the matrix' count stays as it is.
 """
 
 import sys
@@ -20,7 +21,7 @@ def refine_mask(
     method: str,
     **options,
 ) -> tuple[Tensor, dict]:
-    """A better mask (out, in) bool with the same number of zeros in every row and group, and statistics.
+    """A better mask (out, in) bool with the pattern's number of zeros, and statistics.
 
     Raises GrampruneError for an unknown method, arguments that are not what they should be, or a mask that does not
     have the pattern.

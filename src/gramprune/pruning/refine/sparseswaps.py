@@ -18,6 +18,10 @@ and likewise low_p: a few passes over the row. Every row has shortlists of kept 
 the smallest when they were made. As x does not change, it is stored for their pairs, which then cost an addition each.
 A weight outside the shortlists can be in a better pair only if its bound is below the best Δ found: a kept one is tried
 with all others, a pruned one with those listed. When too many are outside, this row's shortlists are made anew.
+
+Where zeros are counted over the matrix, u and p may be of different rows, and then Δ = a_u + b_p: the x has no part, as
+rows' errors add up. When the rows are done, sweeps exchange the cheapest removals of some for the best additions of
+others (see exchange), the rows that changed are searched again, and so on until neither finds anything.
 """
 
 from __future__ import annotations
@@ -29,8 +33,9 @@ import torch
 from torch import Tensor
 
 from gramprune.errors import GrampruneError
+from gramprune.pruning.exchange import improvable, matched
 from gramprune.pruning.gram import Gram
-from gramprune.pruning.numerics import parts, rows_per_batch
+from gramprune.pruning.numerics import parts, rows_per_batch, rows_per_piece
 from gramprune.pruning.sparsity import Pattern
 
 SHORTLIST = 32  # weights of each kind
@@ -70,14 +75,15 @@ def refine(
     gram: Gram,
     mask: Tensor,  # (out, in) bool
     pattern: Pattern,
-    max_swaps: int | None = None,  # per row; None: until no exchange helps
-    tolerance: float = 1e-6,  # an exchange must lower its row's error by more than this share of it
+    max_swaps: int | None = None,  # per row, over a matrix on average; None: until no exchange helps
+    tolerance: float = 1e-6,  # an exchange must lower the error of its row, or its two rows, by more than this share
 ) -> tuple[Tensor, dict]:
     """The mask after the best exchanges, and statistics.
 
-    Statistics: `swaps` (out,) int64; `error_before`, `error_after`: layer errors; `curve`: layer error when every row
-    has made at most 0, 1, 2, … swaps; `certified` (out,) bool: proved that no exchange lowers the row's error by more
-    than the tolerance. Raises GrampruneError for options out of range.
+    Statistics: `swaps` (out,) int64, one across rows counted where a weight was pruned; `error_before`, `error_after`:
+    layer errors; `curve`: layer error after 0, 1, 2, … steps, in each of which a row makes one swap at most;
+    `certified` (out,) bool: proved that no exchange in which the row takes part, within it or across rows, lowers the
+    error by more than the tolerance. Raises GrampruneError for options out of range.
     """
     if tolerance < 0 or (max_swaps is not None and max_swaps < 1):
         raise GrampruneError(
@@ -89,23 +95,133 @@ def refine(
     # Rounding could make exchanges undo each other for ever; this is far more than a row needs.
     limit = max_swaps or 4 * weight.shape[1]
     size = rows_per_batch(weight.shape[1] * (8 + 4 * pattern.group), weight)
+    args = (scaled, find, shortlist)
+    refined, swaps, certified, before, changes = within(dense, mask, *args, limit, tolerance, size)
+    if pattern.granularity == "matrix":
+        more = across_rows(dense, refined, *args, limit, tolerance, size, swaps, certified)
+        refined, swaps, certified = more[:3]
+        changes = torch.cat([changes, more[3]])
+    curve = torch.cat([torch.tensor([before], dtype=torch.float64), changes]).cumsum(0).tolist()
+    return refined, {
+        "swaps": swaps,
+        "error_before": curve[0],
+        "error_after": curve[-1],
+        "curve": curve,
+        "certified": certified,
+    }
+
+
+def within(
+    dense: Tensor,  # (rows, in), scaled
+    mask: Tensor,  # (rows, in) bool
+    scaled: Tensor,  # (in, in) Ĝ
+    find: Find,
+    shortlist: int,
+    limit: int,  # swaps per row
+    tolerance: float,
+    size: int,  # rows of a batch
+) -> tuple[Tensor, Tensor, Tensor, float, Tensor]:
+    """What `search` gives, for any number of rows: in batches."""
     batches = [
         search(rows, kept, scaled, find, shortlist, limit, tolerance)
         for rows, kept in zip(dense.split(size), mask.split(size), strict=True)
     ]
     refined, swaps, certified, errors, changes = map(list, zip(*batches, strict=True))
-    curve = torch.zeros(max(map(len, changes)) + 1, dtype=torch.float64)
-    curve[0] = sum(errors)
+    total = torch.zeros(max(map(len, changes)), dtype=torch.float64)
     for change in changes:
-        curve[1 : len(change) + 1] += change
-    curve = curve.cumsum(0).tolist()
-    return torch.cat(refined), {
-        "swaps": torch.cat(swaps),
-        "error_before": curve[0],
-        "error_after": curve[-1],
-        "curve": curve,
-        "certified": torch.cat(certified),
-    }
+        total[: len(change)] += change
+    return torch.cat(refined), torch.cat(swaps), torch.cat(certified), sum(errors), total
+
+
+def across_rows(
+    dense: Tensor,  # (out, in), scaled
+    mask: Tensor,  # (out, in) bool, after the swaps within rows
+    scaled: Tensor,  # (in, in) Ĝ
+    find: Find,
+    shortlist: int,
+    limit: int,  # swaps per row, on average
+    tolerance: float,
+    size: int,  # rows of a batch
+    swaps: Tensor,  # (out,) so far
+    certified: Tensor,  # (out,) bool, within the rows
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Masks, swaps and certificates after exchanges across rows and within those that changed, in turns, and changes.
+
+    Turns end when neither finds an exchange, or when a turn does not lower the error that is computed afresh.
+    """
+    swaps, certified, steps = swaps.clone(), certified.clone(), []
+    left = limit * len(mask) - int(swaps.sum())
+    c, errors = torch.empty_like(dense), torch.empty_like(dense[:, 0])
+    afresh(c, errors, torch.arange(len(mask), device=mask.device), dense, mask, scaled)
+    while True:
+        before = errors.sum(dtype=torch.float64)
+        new, removed, changes, open_ = sweeps(dense, mask, c, errors.clone(), scaled, tolerance, left)
+        moved = (new ^ mask).any(dim=1).nonzero()[:, 0]
+        if not len(moved):
+            break
+        left -= int(removed.sum())
+        each = min(limit, left // len(moved))
+        new[moved], more, proved, _, rest = within(
+            dense[moved], new[moved], scaled, find, shortlist, each, tolerance, size
+        )
+        afresh(c, errors, moved, dense, new, scaled)
+        if not errors.sum(dtype=torch.float64) < before:
+            break  # what was found was rounding
+        left -= int(more.sum())
+        swaps += removed
+        swaps[moved] += more
+        mask, certified[moved] = new, proved
+        steps += [changes, rest]
+    return mask, swaps, certified & ~open_, torch.cat([torch.zeros(0, dtype=torch.float64), *steps])
+
+
+def sweeps(
+    dense: Tensor,  # (out, in), scaled
+    mask: Tensor,  # (out, in) bool
+    c: Tensor,  # (out, in) Ĝz; used up where a row changes
+    errors: Tensor,  # (out,) L; used up
+    scaled: Tensor,  # (in, in) Ĝ
+    tolerance: float,
+    limit: int,  # exchanges
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The mask after exchanges across rows, until none helps; in every sweep a row loses or gains one weight at most.
+
+    Also: removals of every row (out,) int64; the changes of the error by every sweep; and which rows (out,) bool could
+    be improved at the beginning.
+    """
+    mask, changes, open_ = mask.clone(), [], None
+    removed = torch.zeros(len(mask), dtype=torch.int64, device=mask.device)
+    best = {sign: (torch.empty_like(errors), torch.empty_like(removed)) for sign in (-1, 1)}
+    stale = torch.arange(len(mask), device=mask.device)
+    while True:
+        for rows in stale.split(rows_per_piece(dense)):
+            w, kept, slope = dense[rows], mask[rows], 2 * dense[rows] * c[rows]
+            for sign, change, closed in ((-1, w * w + slope, ~kept), (1, w * w - slope, kept)):
+                best[sign][0][rows], best[sign][1][rows] = change.masked_fill_(closed, INFINITY).min(dim=1)
+        # An exchange must lower the errors of its two rows by more than this share of them.
+        removals, additions = (best[sign][0] + tolerance * errors for sign in (-1, 1))
+        open_ = improvable(removals, additions) if open_ is None else open_
+        net = matched(removals[:, None], additions[:, None], limit - int(removed.sum()))
+        stale = net.nonzero()[:, 0]
+        if not len(stale):
+            return mask, removed, torch.tensor(changes, dtype=torch.float64), open_
+        changes.append(0.0)
+        for sign, (change, place) in best.items():
+            rows = (net == sign).nonzero()[:, 0]
+            j = place[rows]
+            c[rows] += scaled[j] * (-sign * dense[rows, j])[:, None]
+            mask[rows, j] = sign > 0
+            errors[rows] += change[rows]
+            changes[-1] += float(change[rows].sum(dtype=torch.float64))
+        removed += net < 0
+
+
+def afresh(c: Tensor, errors: Tensor, rows: Tensor, dense: Tensor, mask: Tensor, scaled: Tensor) -> None:
+    """Compute c (out, in) and the errors (out,) of these rows (n,) for the mask."""
+    for some in rows.split(rows_per_piece(dense)):
+        removed = dense[some].masked_fill_(mask[some], 0)
+        c[some] = removed @ scaled
+        errors[some] = removed.mul_(c[some]).sum(dim=1)
 
 
 def search(

@@ -13,6 +13,10 @@ r_p² / S_pp; removing u then raises it again, with v and A as they are after th
 Exactly, for narrow linears: a row's tableau T = [[A, −B], [Bᵀ, S]] holds all of these numbers, and an exchange is one
 principal pivot on {u, p}, an update of rank two. Ends when no exchange lowers the row's error.
 
+Where zeros are counted over the matrix, u and p may be of different rows. Rows are problems of their own, so there the
+change is v_u² / A_uu of the one minus r_p² / S_pp of the other. In turns with the swaps within rows, the cheapest
+removals of some rows are exchanged for the best additions of others (see exchange), until neither lowers the error.
+
 In batches of swaps, for wide linears, whose tableaus would not fit: A_jj and 1 / S_jj lie between 1 / Ĥ_jj (no other
 weight moves) and [Ĥ⁻¹]_jj (all others do); one guess between them orders the candidates. The n cheapest removals and n
 best additions are made together, v follows by a few warm-started conjugate gradients, and a row takes the step only if
@@ -21,10 +25,13 @@ its error falls; otherwise it tries half as many.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from gramprune.errors import GrampruneError
+from gramprune.pruning.exchange import matched
 from gramprune.pruning.gram import Gram
 from gramprune.pruning.numerics import equal_rows, parts
 from gramprune.pruning.sparsity import Pattern
@@ -37,6 +44,7 @@ STEPS = 12  # conjugate gradients after a batch of swaps
 TABLEAUS = 2**24  # elements of a batch of tableaus and what is computed with them, on a CPU
 ROUNDS = 100  # batches of swaps at most
 BETWEEN = 0.75  # of the way, in logarithms, from 1 / Ĥ_jj to [Ĥ⁻¹]_jj: better than 0.5 and 1 on real layers
+WORTH = 1e-3  # by which share of the error exchanges of a batch across rows must lower it to be followed by others
 INFINITY = float("inf")
 
 
@@ -46,13 +54,14 @@ def refine(
     mask: Tensor,  # (out, in) bool
     pattern: Pattern,
     damping: float = DAMPING,
-    max_swaps: int | None = None,  # per row; None: until no exchange helps
+    max_swaps: int | None = None,  # per row, over a matrix on average; None: until no exchange helps
     exact_inputs: int = 1024,  # up to so many inputs the search is exact
 ) -> tuple[Tensor, dict]:
     """The mask after the exchanges, and statistics.
 
-    Statistics: `swaps` (out,) int64; `error_before`, `error_after`: layer errors after the update exact;
-    `searched`: "exactly" or "in batches"; `damping`. A row that would not end with less error stays as it was.
+    Statistics: `swaps` (out,) int64, one across rows counted where a weight was pruned; `error_before`, `error_after`:
+    layer errors after the update exact; `searched`: "exactly", of all pairs that the pattern allows, or "in batches";
+    `damping`. A row that would not end with less error stays as it was; across rows their sum counts.
     Raises GrampruneError for options out of range.
     """
     if exact_inputs < 1 or (max_swaps is not None and max_swaps < 1):
@@ -74,13 +83,122 @@ def refine(
     old, new = (_errors((weight - updated) * gram.norms, system) for updated in (before, after))
     better = new < old
     refined, swaps = torch.where(better[:, None], refined, mask), swaps.where(better, 0)
+    new = torch.minimum(old, new)
+    if pattern.granularity == "matrix":
+        weights = torch.where(better[:, None], after, before).mul_(gram.norms)
+        del before, after
+
+        def optimal(rows: Tensor, kept: Tensor) -> Tensor:
+            return solve(weight[rows], gram, kept, damping)[0].mul_(gram.norms)
+
+        if exactly:
+
+            def within(rows: Tensor, kept: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+                return _exactly(dense[rows], system, kept, size, limit, gram.name)
+
+            turn, worth = _by_paths(dense, system, gram.name), 0.0
+        else:
+
+            def within(rows: Tensor, kept: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+                return _in_batches(dense[rows], system, inverse, kept, optimal(rows, kept), size, limit)
+
+            turn, worth = _by_guess(dense, system, inverse), WORTH
+        refined, swaps, new = _across_rows(
+            dense, system, refined, weights, new, swaps, limit, (turn, within, optimal), worth
+        )
     return refined, {
         "swaps": swaps,
         "error_before": float(old.sum(dtype=torch.float64)),
-        "error_after": float(torch.minimum(old, new).sum(dtype=torch.float64)),
+        "error_after": float(new.sum(dtype=torch.float64)),
         "searched": "exactly" if exactly else "in batches",
         "damping": damping,
     }
+
+
+def _across_rows(
+    dense: Tensor,  # (out, in)
+    system: Tensor,  # (in, in)
+    mask: Tensor,  # (out, in) bool, after the swaps within rows
+    weights: Tensor,  # (out, in), optimal for the mask; used up
+    errors: Tensor,  # (out,)
+    swaps: Tensor,  # (out,) int64, made so far
+    limit: int,  # swaps per row, on average
+    steps: tuple[Callable, Callable, Callable],  # a turn across rows, swaps within rows, optimal weights
+    worth: float,  # a turn must lower the error by more than this share
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Masks, swaps and errors after exchanges across rows and within those that changed, in turns, until none helps."""
+    turn, within, optimal = steps
+    left, rows = limit * len(mask) - int(swaps.sum()), torch.arange(len(mask), device=mask.device)
+    while True:
+        new = turn(mask, weights, errors, rows, left)
+        rows = (new ^ mask).any(dim=1).nonzero()[:, 0]
+        if not len(rows):
+            return mask, swaps, errors
+        removed = (mask & ~new).sum(dim=1)
+        left -= int(removed.sum())
+        new[rows], more = within(rows, new[rows], min(limit, left // len(rows)))
+        found = optimal(rows, new[rows])
+        after = _errors(dense[rows] - found, system)
+        gained = float((errors[rows] - after).sum(dtype=torch.float64))
+        if not gained > worth * float(errors.sum(dtype=torch.float64)):
+            return mask, swaps, errors
+        left -= int(more.sum())
+        mask, weights[rows], errors, swaps = new, found, errors.index_copy(0, rows, after), swaps + removed
+        swaps[rows] += more
+
+
+def _by_paths(dense: Tensor, system: Tensor, name: str) -> Callable:
+    """A turn across rows, exactly. From its tableau every row gets its cheapest removals, one after the other, and its
+    best additions; rows that take part use as many of one kind as pay."""
+    steps = max(1, dense.shape[1] // 16)
+    shape, device = (len(dense), steps), dense.device
+    best = {sign: (dense.new_empty(shape), torch.empty(shape, dtype=torch.int64, device=device)) for sign in (-1, 1)}
+
+    def turn(mask: Tensor, weights: Tensor, errors: Tensor, stale: Tensor, limit: int) -> Tensor:
+        for part, kept, _ in equal_rows(mask[stale], lambda count: 6 * mask.shape[1] ** 2, dense, TABLEAUS):
+            rows = stale[part]
+            first = (*_start(dense[rows], system, mask[rows], kept, name)[:2], mask[rows])
+            for sign, (changes, places) in best.items():
+                tableau, state, m = (tensor.clone() for tensor in first) if sign < 0 else first
+                for step in range(steps):
+                    change = (state.square() / tableau.diagonal(dim1=1, dim2=2)).mul_(-sign)
+                    change.masked_fill_(m if sign > 0 else ~m, INFINITY)
+                    changes[rows, step], place = change.min(dim=1)
+                    places[rows, step] = place
+                    _pivot(tableau, state, place[:, None])
+                    m.scatter_(1, place[:, None], sign > 0)
+        share = TOLERANCE * torch.maximum(errors, torch.finfo(dense.dtype).eps * _errors(dense, system))[:, None]
+        net, new = matched(best[-1][0] + share, best[1][0] + share, limit), mask.clone()
+        for sign, (_, places) in best.items():
+            rows, step = (torch.arange(steps, device=net.device) < sign * net[:, None]).nonzero().T
+            new[rows, places[rows, step]] = sign > 0
+        return new
+
+    return turn
+
+
+def _by_guess(dense: Tensor, system: Tensor, inverse: Tensor) -> Callable:
+    """A turn across rows in batches of swaps: the cheapest removals of the matrix for its best additions, as many as
+    lower the error."""
+
+    def turn(mask: Tensor, weights: Tensor, errors: Tensor, stale: Tensor, limit: int) -> Tensor:
+        loss = (weights.square() / inverse).masked_fill_(~mask, INFINITY)
+        gain = ((dense - weights) @ system).square_().mul_(inverse).masked_fill_(mask, -INFINITY)
+        most = max(1, min(limit, int(mask.sum()) // 8, int((~mask).sum()) // 8)) if limit > 0 else 0
+        (least, u), (most_gained, p) = loss.flatten().topk(most, largest=False), gain.flatten().topk(most)
+        number = int((most_gained > least).sum())
+        while number:
+            new = mask.clone()
+            new.view(-1)[u[:number]], new.view(-1)[p[:number]] = False, True
+            rows = (new ^ mask).any(dim=1).nonzero()[:, 0]
+            found = conjugate_gradients(dense[rows], system, new[rows], weights[rows] * new[rows], STEPS, 0.0)[0]
+            after = _errors(dense[rows] - found, system)
+            if after.sum(dtype=torch.float64) < errors[rows].sum(dtype=torch.float64):
+                return new
+            number //= 2
+        return mask
+
+    return turn
 
 
 def _errors(difference: Tensor, system: Tensor) -> Tensor:
@@ -97,10 +215,7 @@ def _exactly(dense: Tensor, system: Tensor, mask: Tensor, size: int, limit: int,
     for rows, kept, pruned in equal_rows(mask, lambda count: 4 * columns**2, dense, TABLEAUS):
         if not kept.shape[1] or not pruned.shape[1]:
             continue
-        tableau = _tableau(system, kept, name)
-        right = dense[rows] @ system
-        # v where kept; −r where pruned, which is what the tableau gives for inputs Ĥw on K, minus Ĥw.
-        state = (tableau @ right.masked_fill(~mask[rows], 0)[:, :, None])[:, :, 0] - right.masked_fill(mask[rows], 0)
+        tableau, state, right = _start(dense[rows], system, mask[rows], kept, name)
         error = (dense[rows] * right).sum(dim=1) - (state * right * mask[rows]).sum(dim=1)
         error = torch.maximum(error, rounding[rows])
         while len(rows):
@@ -114,6 +229,15 @@ def _exactly(dense: Tensor, system: Tensor, mask: Tensor, size: int, limit: int,
             mask[rows, u], mask[rows, p] = False, True
             error, swaps[rows] = torch.maximum(error + change, rounding[rows]), swaps[rows] + 1
     return mask, swaps
+
+
+def _start(dense: Tensor, system: Tensor, mask: Tensor, kept: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Tableaus (rows, in, in), states (rows, in) and Ĥw (rows, in) of rows with equally many kept (rows, k)."""
+    tableau = _tableau(system, kept, name)
+    right = dense @ system
+    # v where kept; −r where pruned, which is what the tableau gives for inputs Ĥw on K, minus Ĥw.
+    state = (tableau @ right.masked_fill(~mask, 0)[:, :, None])[:, :, 0] - right.masked_fill(mask, 0)
+    return tableau, state, right
 
 
 def _compact(tableau: Tensor, going: Tensor) -> Tensor:
@@ -148,13 +272,16 @@ def _tableau(system: Tensor, kept: Tensor, name: str) -> Tensor:
 
 
 def _pivot(tableau: Tensor, state: Tensor, pair: Tensor) -> None:
-    """Exchange the roles of the two inputs of every row's pair (rows, 2)."""
+    """Exchange the roles of the two inputs of every row's pair (rows, 2), or of one (rows, 1)."""
     index = torch.arange(len(pair), device=pair.device)[:, None]
     across = pair[:, :, None].expand(-1, -1, tableau.shape[1])
-    lines, columns = tableau.gather(1, across), tableau.mT.gather(1, across).mT  # (rows, 2, in), (rows, in, 2)
-    block = lines.gather(2, pair[:, None, :].expand(-1, 2, -1))
-    a, b, c, d = block.flatten(1).unbind(dim=1)
-    inverse = torch.stack([d, -b, -c, a], dim=1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]
+    lines, columns = tableau.gather(1, across), tableau.mT.gather(1, across).mT  # (rows, n, in), (rows, in, n)
+    block = lines.gather(2, pair[:, None, :].expand(-1, pair.shape[1], -1))
+    if pair.shape[1] == 1:
+        inverse = 1 / block
+    else:
+        a, b, c, d = block.flatten(1).unbind(dim=1)
+        inverse = torch.stack([d, -b, -c, a], dim=1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]
     moved = columns @ inverse
     tableau.baddbmm_(moved, lines, alpha=-1)
     tableau[index, pair] = -(inverse @ lines)
