@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from logging import WARNING, LogRecord
 from pathlib import Path
@@ -16,6 +17,7 @@ from threading import Event, Thread
 from typing import Any
 
 from snakemake.logging import ColorizingTextHandler, DefaultFilter, DefaultFormatter
+from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
@@ -47,6 +49,11 @@ class Running:
         except OSError:
             return None
 
+    @property
+    def last(self) -> str | None:
+        """Its last line; None before it begins."""
+        return None if (lines := self.lines()) is None else "".join(lines[-1:])
+
     def sentence(self) -> str | None:
         """Why it failed, in its own words."""
         return next((line for line in reversed(self.lines() or []) if line.startswith("gramprune: ")), None)
@@ -64,18 +71,20 @@ class LogHandler(LogHandlerBase):
     def __post_init__(self) -> None:
         chosen = self.common_settings
         quiet = set(chosen.quiet or ())
-        asked = DefaultFilter(quiet, chosen.debug_dag, chosen.verbose, chosen.dryrun, chosen.printshellcmds)
         self.snakemakes = ColorizingTextHandler(
             chosen.nocolor,
             sys.stdout if chosen.stdout else sys.stderr,
             DefaultFormatter(quiet, chosen.show_failed_logs),
-            asked,
+            DefaultFilter(quiet, chosen.debug_dag, chosen.verbose, chosen.dryrun, chosen.printshellcmds),
         )
-        self.everything = chosen.dryrun or chosen.verbose or chosen.debug_dag or chosen.printshellcmds
+        # Then Snakemake's own words, all that it was not asked to leave out.
+        self.asked = chosen.dryrun or chosen.verbose or chosen.debug_dag or chosen.printshellcmds
+        self.asked |= Quietness.ALL in quiet
         self.live: Live | None = None
         self.countdown: Any = None  # of what is to do, once that is known
         self.jobs: dict[int, Running] = {}
-        self.finished = self.failed = 0
+        self.finished = 0
+        self.failed: set[int] = set()  # jobs; one that is tried again is none of them
         self.said: set[int] = set()  # jobs of a failed group, whose sentences have been said
         self.held: list[LogRecord] = []  # how a job's process ended: not worth a word if the job says why
         self.began = time.time()
@@ -83,7 +92,7 @@ class LogHandler(LogHandlerBase):
 
     def begin(self, countdown: Any) -> None:
         """From now on jobs run, those of this gramprune.experiment.countdown.Countdown, and leave the screen to us."""
-        if self.everything or not self.snakemakes.filter(LogRecord("", WARNING, "", 0, "", None, None)):
+        if self.asked:
             return
         with self.lock:
             self.countdown = countdown
@@ -95,9 +104,15 @@ class LogHandler(LogHandlerBase):
                 self.thread.start()
 
     def emit(self, record: LogRecord) -> None:
-        """Say what a person wants to know of this event."""
+        """Say what a person wants to know of this event. What goes wrong with that stops neither us nor a job."""
+        try:
+            self._tell(record)
+        except Exception:
+            self.handleError(record)
+
+    def _tell(self, record: LogRecord) -> None:
         event = getattr(record, "event", None)
-        if self.everything:
+        if self.asked:
             self.snakemakes.handle(record)
         elif event == LogEvent.JOB_INFO:
             self._job_started(record)
@@ -123,29 +138,31 @@ class LogHandler(LogHandlerBase):
             self.held = []
             if self.live:
                 self.live.draw([])
-                spent = clock(time.time() - self.began)
-                self._say(f"{self.finished} of {self.countdown.total} jobs are done, in {spent}.")
+                self._say(", ".join([*self._counted(), f"{clock(time.time() - self.began)} in all"]))
                 self.live = None
         super().close()
 
     def _job_started(self, record: LogRecord) -> None:
-        if self.countdown and record.log:
+        self.failed.discard(record.jobid)
+        if record.log:
             log = Path(record.log[0])
-            self.jobs[record.jobid] = Running(log, self.countdown.words(log))
-            self.countdown.start(log)
+            self.jobs[record.jobid] = Running(log, self.countdown.words(log) if self.countdown else "")
+            if self.countdown:
+                self.countdown.start(log)
 
     def _job_finished(self, job: Running | None) -> None:
-        if job is None:
+        if job is None or not self.countdown:
             return
         self.finished += 1
         self.countdown.finish(job.log)
         if self.live is None:
-            last = (job.lines() or [job.words])[-1]
-            self._say(f"{last}; {self._so_far()}")
+            left = self._left()
+            self._say(f"{job.last or job.words}; {self.finished} of {self.countdown.total}" + f", {left}" * bool(left))
 
     def _job_failed(self, record: LogRecord) -> None:
         """Its own sentence, or what Snakemake knows: of a job that was killed, or never came to be."""
         job = self.jobs.pop(record.jobid, None)
+        self.failed.add(record.jobid)
         if record.jobid in self.said:
             self.said.remove(record.jobid)
         elif job and (sentence := job.sentence()):
@@ -168,9 +185,10 @@ class LogHandler(LogHandlerBase):
         self.said.update(numbers)
 
     def _own_words(self, job: Running, sentence: str) -> None:
-        self.failed += 1
         del self.held[:1]
-        self._say(f"{sentence}\n    log: {job.log}")
+        if self.countdown:  # else it has said so itself
+            self._say(sentence)
+        self._say(f"    log: {job.log}")
 
     def _snakemake_says(self, record: LogRecord) -> None:
         if self.live:
@@ -182,22 +200,29 @@ class LogHandler(LogHandlerBase):
             self.live.draw([])
         print(text, file=sys.stderr, flush=True)
 
-    def _so_far(self) -> str:
+    def _counted(self) -> list[str]:
+        failed = [f"{len(self.failed)} failed"] if self.failed else []
+        return [f"{self.finished} of {self.countdown.total} jobs done", *failed]
+
+    def _left(self) -> str:
+        """How long it will take; jobs under way may know that best."""
+        for job in self.jobs.values():
+            self.countdown.hear(job.log, job.last or "")
         left = self.countdown.left()
-        return f"{self.finished} of {self.countdown.total}" + (f", about {left} left" if left else "")
+        return f"about {left} left" if left else ""
 
     def _draw_again_and_again(self) -> None:
         while not self.ends.wait(EVERY):
             with self.lock:
-                if self.live:
-                    self.live.draw(self._picture())
+                if self.live and not self.ends.is_set():
+                    with suppress(OSError):  # the terminal was closed
+                        self.live.draw(self._picture())
 
     def _picture(self) -> list[str]:
         """How far it is, and a line for each job under way."""
-        failed = f", {self.failed} failed" * bool(self.failed)
-        spent = clock(time.time() - self.began)
-        rows = [f"{self._so_far().replace(',', f' jobs done{failed},', 1)}, {spent} so far"]
-        for job in list(self.jobs.values()):
-            last = "waiting to begin" if (lines := job.lines()) is None else "".join(lines[-1:])
+        spent = f"{clock(time.time() - self.began)} so far"
+        rows = [", ".join(filter(None, [*self._counted(), self._left(), spent]))]
+        for job in self.jobs.values():
+            last = "waiting to begin" if job.last is None else job.last
             rows.append(f"  {job.words}  {clock(time.time() - job.since)}  {last}")
         return rows

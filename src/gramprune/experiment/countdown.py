@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,6 +17,8 @@ from gramprune.experiment.status import described, expected
 from gramprune.progress import duration
 
 EVERY = 1.0  # seconds between two looks
+LEFT = re.compile(r"\b([\d.]+) (s|min|h) left$")  # as gramprune.progress ends its lines
+SECONDS = {"s": 1, "min": 60, "h": 3600}
 LATE = 0.1  # a job that takes longer than expected will take as much more of what it took
 
 
@@ -33,12 +36,19 @@ class Countdown:
         self.total = len(logs)
         self.waiting = {key for log in logs if (key := self._key(log))}
         self.since: dict[Key, float] = {}
+        self.said: dict[Key, tuple[str, float]] = {}  # a job's last line, and when it will end by that
         self.looked, self.seconds = 0.0, 0.0
 
     def start(self, log: Path) -> None:
         """This job begins."""
         if key := self._key(log):
             self.since[key] = time.time()
+            self.said.pop(key, None)
+
+    def hear(self, log: Path, line: str) -> None:
+        """The last line of a job under way, which may say how long it will take: it knows best."""
+        if (found := LEFT.search(line)) and (key := self._key(log)) and self.said.get(key, ("",))[0] != line:
+            self.said[key] = line, time.time() + float(found[1]) * SECONDS[found[2]]
 
     def finish(self, log: Path) -> None:
         """This job has ended well, and left a record of what it took."""
@@ -80,7 +90,8 @@ class Countdown:
         seconds = expected(self.work, self.taken, self.settings)
         for key, since in self.since.items():
             spent = now - since
-            seconds[key] = max(seconds[key] - spent, LATE * spent)
+            end = self.said[key][1] if key in self.said else since + seconds[key]
+            seconds[key] = max(end - now, LATE * spent)
         left = {
             key: Job(
                 replace(job.need, start=seconds[key]), tuple(parent for parent in job.after if parent in self.waiting)
