@@ -26,7 +26,11 @@ from snakemake_logger_plugin_gramprune.live import Live, clock
 ENVIRONMENT = "GRAMPRUNE_SCREEN"  # tells jobs which file is the screen: workflow/scripts/work.py
 EVERY = 0.5  # seconds between two pictures
 TAIL = 1 << 16  # bytes of a log that are looked at
-# Of a failed job whose own sentence has been said, Snakemake says these too.
+INTERRUPTED = ("died with <Signals.SIGINT: 2>", "non-zero exit status 130")  # by Ctrl-C, on this machine
+# What is said although it is no warning.
+ENDING = "Terminating processes on user request"
+ANSWERS = ("Nothing to be done", ENDING)
+# After a failed job or Ctrl-C, of which enough has been said, Snakemake says these too.
 ECHOES = ("Exiting because a job execution failed", "WorkflowError:\nAt least one job did not complete successfully")
 
 
@@ -36,6 +40,7 @@ class Running:
 
     log: Path
     words: str
+    local: bool  # it runs on this machine, and at once
     since: float = field(default_factory=time.time)  # seconds since the epoch
 
     def lines(self) -> list[str] | None:
@@ -83,7 +88,7 @@ class LogHandler(LogHandlerBase):
         self.live: Live | None = None
         self.countdown: Any = None  # of what is to do, once that is known
         self.jobs: dict[int, Running] = {}
-        self.finished = 0
+        self.finished, self.interrupted = 0, False
         self.failed: set[int] = set()  # jobs; one that is tried again is none of them
         self.said: set[int] = set()  # jobs of a failed group, whose sentences have been said
         self.held: list[LogRecord] = []  # how a job's process ended: not worth a word if the job says why
@@ -124,16 +129,17 @@ class LogHandler(LogHandlerBase):
             self._group_failed(record)
         elif event == LogEvent.ERROR and "CalledProcessError in file" in record.getMessage():
             self.held.append(record)
-        elif self.failed and record.getMessage().startswith(ECHOES):
+        elif (self.failed or self.interrupted) and record.getMessage().startswith(ECHOES):
             pass
-        elif record.levelno >= WARNING or record.getMessage().startswith("Nothing to be done"):
+        elif record.levelno >= WARNING or record.getMessage().startswith(ANSWERS):
+            self.interrupted |= record.getMessage().startswith(ENDING)
             self._snakemake_says(record)
 
     def close(self) -> None:
         """Say what is left to say, and leave the screen clean."""
         self.ends.set()
         with self.lock:
-            for record in self.held:
+            for record in self.held:  # of processes whose jobs were not heard of
                 self._snakemake_says(record)
             self.held = []
             if self.live:
@@ -146,7 +152,8 @@ class LogHandler(LogHandlerBase):
         self.failed.discard(record.jobid)
         if record.log:
             log = Path(record.log[0])
-            self.jobs[record.jobid] = Running(log, self.countdown.words(log) if self.countdown else "")
+            words = self.countdown.words(log) if self.countdown else ""
+            self.jobs[record.jobid] = Running(log, words, record.local)
             if self.countdown:
                 self.countdown.start(log)
 
@@ -162,6 +169,9 @@ class LogHandler(LogHandlerBase):
     def _job_failed(self, record: LogRecord) -> None:
         """Its own sentence, or what Snakemake knows: of a job that was killed, or never came to be."""
         job = self.jobs.pop(record.jobid, None)
+        if interrupted := [held for held in self.held if any(end in held.getMessage() for end in INTERRUPTED)]:
+            self.held.remove(interrupted[0])
+            return
         self.failed.add(record.jobid)
         if record.jobid in self.said:
             self.said.remove(record.jobid)
@@ -223,6 +233,6 @@ class LogHandler(LogHandlerBase):
         spent = f"{clock(time.time() - self.began)} so far"
         rows = [", ".join(filter(None, [*self._counted(), self._left(), spent]))]
         for job in self.jobs.values():
-            last = "waiting to begin" if job.last is None else job.last
-            rows.append(f"  {job.words}  {clock(time.time() - job.since)}  {last}")
+            nothing = "starting" if job.local else "waiting to begin"
+            rows.append(f"  {job.words}  {clock(time.time() - job.since)}  {nothing if job.last is None else job.last}")
         return rows
