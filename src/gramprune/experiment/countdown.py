@@ -29,6 +29,7 @@ class Countdown:
         """logs: of all jobs to do. at_once: how many jobs can compute side by side."""
         self.settings, self.at_once = settings, max(1, at_once)
         self.models = len(layouts)
+        self.trained = {("fetch_model", model.name) for model in settings.model if model.kind == "demo"}
         self.work = pipeline.jobs(settings, layouts)
         self.keys = {f"{outputs.stem(key)}.log": key for key in self.work}
         self.taken = times(Path(settings.results), self.work)
@@ -63,13 +64,15 @@ class Countdown:
         now = time.time()
         if now - self.looked > EVERY:
             self.looked, self.seconds = now, self._makespan(now)
-        fine = next(step for step, limit in ((1, 100), (60, 6000), (360, float("inf"))) if self.seconds < limit)
+        fine = next(step for step, limit in ((1, 99.5), (60, 5970), (360, float("inf"))) if self.seconds < limit)
         return duration(max(1, round(self.seconds / fine) * fine))
 
     def words(self, log: Path) -> str:
         """A job in words, such as `update of block 7, wanda-2of4`."""
         if not (key := self._key(log)):
             return log.stem
+        if key in self.trained:
+            return f"training of {key[1]}"
         named = [part for place, part in enumerate(key[1:]) if isinstance(part, str) and (place or self.models > 1)]
         if len(key) == 2 and self.models == 1:
             named = list(key[1:])
