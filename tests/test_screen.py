@@ -173,3 +173,23 @@ def test_plain_snakemake_says_what_it_always_does(due):
     done = due.snakemake(UPDATE)
     assert done.returncode == 0 and "1 of 1 steps (100%) done" in done.stderr
     assert Path(due.folder / LOG).read_text().splitlines()[-1] in done.stderr.splitlines()
+
+
+def test_a_job_under_way_knows_best_how_long_it_will_take(world, monkeypatch):
+    from gramprune.experiment import checks, configfile
+    from gramprune.experiment.countdown import Countdown
+
+    monkeypatch.chdir(world.folder)
+    config = configfile.read("config.yaml")
+    config["model"] = ["demo", config["model"]]
+    settings, layouts = checks.check(config, planning=True)
+    logs = {name: Path("results/logs") / name for name in ("demo/fetch_model.log", "tiny/apart/block_002/update.log")}
+    training, update = logs.values()
+    count = Countdown(settings, layouts, logs.values(), at_once=1)
+    assert count.words(training) == "training of demo" and count.words(update) == "update of block 2, tiny, apart"
+    count.start(training)
+    count.hear(training, "demo: step 87 of 2400, loss 5.092, 3600 s left")
+    assert count.left() in ("60 min", "61 min", "62 min")
+    count.finish(training)
+    count.finish(update)
+    assert count.left() == ""
