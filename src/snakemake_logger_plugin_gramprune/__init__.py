@@ -26,7 +26,7 @@ from snakemake_logger_plugin_gramprune.live import Live, clock
 ENVIRONMENT = "GRAMPRUNE_SCREEN"  # tells jobs which file is the screen: workflow/scripts/work.py
 EVERY = 0.5  # seconds between two pictures
 TAIL = 1 << 16  # bytes of a log that are looked at
-INTERRUPTED = ("died with <Signals.SIGINT: 2>", "non-zero exit status 130")  # by Ctrl-C, on this machine
+INTERRUPTED = ("died with <Signals.SIGINT: 2>", "non-zero exit status 130")  # by Ctrl-C or a signal, on this machine
 # What is said although it is no warning.
 ENDING = "Terminating processes on user request"
 ANSWERS = ("Nothing to be done", ENDING)
@@ -171,6 +171,8 @@ class LogHandler(LogHandlerBase):
         job = self.jobs.pop(record.jobid, None)
         if interrupted := [held for held in self.held if any(end in held.getMessage() for end in INTERRUPTED)]:
             self.held.remove(interrupted[0])
+            self.interrupted = True
+            self._say(f"{(job and job.words) or record.rule_name}: interrupted")
             return
         self.failed.add(record.jobid)
         if record.jobid in self.said:
