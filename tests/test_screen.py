@@ -161,6 +161,7 @@ def test_ctrl_c_ends_it_with_a_word_and_a_clean_screen(due):
 def test_what_was_asked_for_is_said_in_snakemakes_words(due):
     misspelt = due.snakemake(*LOCAL, "results/repotr.html")
     assert misspelt.returncode and "No rule to produce results/repotr.html" in misspelt.stderr
+    assert "Unlock" in due.snakemake(*LOCAL, "--unlock").stderr
     dry = due.snakemake(*LOCAL, "--dry-run", UPDATE).stdout
     assert "Job stats:" in dry and "rule update:" in dry
     verbose = due.snakemake(*LOCAL, "--verbose", UPDATE).stderr

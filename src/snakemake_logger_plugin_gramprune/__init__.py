@@ -11,7 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from logging import WARNING, LogRecord
+from logging import INFO, WARNING, LogRecord
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -30,6 +30,7 @@ INTERRUPTED = ("died with <Signals.SIGINT: 2>", "non-zero exit status 130")  # b
 # What is said although it is no warning.
 ENDING = "Terminating processes on user request"
 ANSWERS = ("Nothing to be done", ENDING)
+ROUTINE = "Assuming unrestricted shared filesystem usage"
 # After a failed job or Ctrl-C, of which enough has been said, Snakemake says these too.
 ECHOES = ("Exiting because a job execution failed", "WorkflowError:\nAt least one job did not complete successfully")
 
@@ -85,6 +86,8 @@ class LogHandler(LogHandlerBase):
         # Then Snakemake's own words, all that it was not asked to leave out.
         self.asked = chosen.dryrun or chosen.verbose or chosen.debug_dag or chosen.printshellcmds
         self.asked |= Quietness.ALL in quiet
+        self.answers: list[LogRecord] = []  # of --unlock, --list-rules and others that start no workflow
+        self.starts = False
         self.live: Live | None = None
         self.countdown: Any = None  # of what is to do, once that is known
         self.jobs: dict[int, Running] = {}
@@ -119,6 +122,8 @@ class LogHandler(LogHandlerBase):
         event = getattr(record, "event", None)
         if self.asked:
             self.snakemakes.handle(record)
+        elif event == LogEvent.WORKFLOW_STARTED:
+            self.starts = True
         elif event == LogEvent.JOB_INFO:
             self._job_started(record)
         elif event == LogEvent.JOB_FINISHED:
@@ -134,6 +139,8 @@ class LogHandler(LogHandlerBase):
         elif record.levelno >= WARNING or record.getMessage().startswith(ANSWERS):
             self.interrupted |= record.getMessage().startswith(ENDING)
             self._snakemake_says(record)
+        elif not self.starts and record.levelno >= INFO and not record.getMessage().startswith(ROUTINE):
+            self.answers.append(record)
 
     def close(self) -> None:
         """Say what is left to say, and leave the screen clean."""
@@ -142,6 +149,9 @@ class LogHandler(LogHandlerBase):
             for record in self.held:  # of processes whose jobs were not heard of
                 self._snakemake_says(record)
             self.held = []
+            for record in self.answers if not self.starts else ():
+                self._snakemake_says(record)
+            self.answers = []
             if self.live:
                 self.live.draw([])
                 self._say(", ".join([*self._counted(), f"{clock(time.time() - self.began)} in all"]))
