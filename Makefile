@@ -13,7 +13,8 @@ export PATH := $(RUN):$(PATH)
 .PHONY: demo test quick processors check
 
 demo: $(ENV)/installed
-	snakemake --profile local --cores $(CORES)
+	@echo "A small model is trained, pruned in eight ways and measured, in a few minutes; the trainer is the longest job."
+	@snakemake --profile local --cores $(CORES)
 	@gramprune summary
 
 # Two processes: most tests wait for Snakemake to start. Each makes its own little world, so more do not pay.

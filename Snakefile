@@ -53,6 +53,7 @@ rule all:
 
 onstart:
     lock_results()
+    begin_countdown()
     start_warm_process()
 
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gramprune.experiment import checks, resources
+from gramprune.experiment.countdown import Countdown
 from gramprune.storage import fingerprint, lock
 from gramprune.model import folder as model_folder
 from gramprune.model import layout
@@ -113,6 +114,27 @@ def lock_results():
         job.output or job.rule.name == "tidy" for job in workflow.dag.needrun_jobs()
     ):
         or_exit(lock.take, Path(SETTINGS.results))
+
+
+def begin_countdown():
+    """Tell our logger, where it is used, what is to do, and how many jobs compute side by side."""
+    screens = [
+        handler
+        for handler in workflow.logger_manager.get_log_handlers()
+        if hasattr(handler, "begin")
+    ]
+    jobs = [job for job in workflow.dag.needrun_jobs() if job.log]
+    if screens and any(job.output for job in jobs):
+        given = workflow.global_resources
+        devices = given["gpu"].value if "gpu" in given else None
+        if workflow.local_exec:
+            at_once = devices or workflow.cores // SETTINGS.threads
+        else:
+            at_once = workflow.nodes or len(jobs)
+        logs = [Path(job.log[0]) for job in jobs]
+        countdown = Countdown(SETTINGS, LAYOUTS, logs, min(at_once, len(jobs)))
+        for screen in screens:
+            screen.begin(countdown)
 
 
 def start_warm_process():

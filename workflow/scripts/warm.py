@@ -125,7 +125,10 @@ def attend(client: socket.socket, request: int, stdout: int, stderr: int) -> NoR
     os.environ.clear()
     os.environ.update(asked.pop("environment"))
     os.chdir(asked.pop("folder"))
-    client.sendall(STARTED)
+    try:
+        client.sendall(STARTED)
+    except OSError:  # who asked has ended
+        leave(INTERRUPTED)
     threading.Thread(target=end_with, args=(client,), daemon=True).start()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(asked["threads"])

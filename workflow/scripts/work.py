@@ -39,11 +39,13 @@ def work(
     """Do a job in this process, in which nothing else is done; its exit status."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    handlers: list[logging.Handler] = []
     logging.raiseExceptions = False  # on a full disk the stage says so: a log that cannot be written adds nothing
     with contextlib.suppress(OSError):
         measured.place(log).unlink(missing_ok=True)
         handlers.append(logging.FileHandler(log, mode="w"))
+    if not handlers or not is_screen(2):
+        handlers.append(logging.StreamHandler())
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)
     logger = logging.getLogger("gramprune")
     logging.captureWarnings(True)
@@ -81,6 +83,15 @@ def work(
     parts = taken.start_seconds, taken.seconds - taken.start_seconds, taken.host_mb
     logger.info("%s:%s start-up %.2f s, work %.2f s, peak memory %d MiB", where, found, *parts)
     return 0
+
+
+def is_screen(file: int) -> bool:
+    """Whether an open file is the screen of `snakemake --logger gramprune`, which shows what stands in logs."""
+    try:
+        found = os.fstat(file)
+    except OSError:  # it is closed
+        return False
+    return os.environ.get("GRAMPRUNE_SCREEN") == f"{found.st_dev}:{found.st_ino}"
 
 
 def interrupt(number: int, _: Any) -> NoReturn:
