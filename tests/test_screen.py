@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -130,27 +131,38 @@ def test_a_failed_job_says_why_once_and_where_its_log_is(due, terminal):
     assert [re.sub(r"\d:\d\d", "T", line) for line in end] == ["0 of 1 jobs done, 1 failed, T in all"] * terminal
 
 
-def test_a_job_that_could_not_say_why_is_told_of_in_snakemakes_words(due):
-    script = due.folder / "workflow/scripts/update.py"
+@contextmanager
+def doing(clone: Clone, what: str):
+    """While the update's script does this instead, once it has been begun as always."""
+    script = clone.folder / "workflow/scripts/update.py"
     before, times = script.read_text(), script.stat()
-    script.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    script.write_text(f"import os, signal, time\nimport job\n{what}\n")
+    os.utime(script, ns=(times.st_atime_ns, times.st_mtime_ns))
     try:
-        done = due.snakemake(*LOCAL, UPDATE)
+        yield
     finally:
         script.write_text(before)
         os.utime(script, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_a_job_that_could_not_say_why_is_told_of_in_snakemakes_words(due):
+    with doing(due, "os.kill(os.getpid(), signal.SIGKILL)"):
+        done = due.snakemake(*LOCAL, UPDATE)
     assert done.returncode == 1
     assert "died with <Signals.SIGKILL: 9>" in done.stderr and "Error in rule update:" in done.stderr
 
 
 def test_ctrl_c_ends_it_with_a_word_and_a_clean_screen(due):
+    begun = due.folder / "begun"
+
     def interrupt(started, said):
         until = time.monotonic() + 120
-        while "update of block" not in said() and time.monotonic() < until:
+        while not (begun.exists() and "update of block" in said()) and time.monotonic() < until:
             time.sleep(0.01)
         os.killpg(started.pid, signal.SIGINT)
 
-    status, written = in_terminal(due, *LOCAL, UPDATE, meanwhile=interrupt)
+    with doing(due, "open('begun', 'w').close()\ntime.sleep(200)"):
+        status, written = in_terminal(due, *LOCAL, UPDATE, meanwhile=interrupt)
     assert status != 0
     lines = left_on_screen(written)
     assert "CalledProcessError" not in written and "Traceback" not in written, lines
