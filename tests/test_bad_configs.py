@@ -82,7 +82,7 @@ WRONG = [
     ((*RUN, "sparsity"), 50, "sparsity 50 is not a fraction of zeros"),
     ((*RUN, "sparsity"), True, "sparsity True is not a fraction"),
     ((*RUN, "sparsity"), None, "sparsity None is not a fraction"),
-    ((*RUN, "sparsity"), 10**400, "of type int is not a fraction"),
+    ((*RUN, "sparsity"), 10**400, "is not a fraction of zeros strictly between"),
     ((*RUN, "sparsity"), float("nan"), "sparsity nan is not a fraction"),
     ((*RUN, "sparsity"), "4:2", "sparsity '4:2' is not N:M with 0 < N < M"),
     (RUN, {"sparsity": "2:4", "granularity": "matrix", "mask": "wanda"}, "granularity 'matrix' says where a fraction"),

@@ -118,10 +118,15 @@ def finish(job: int) -> None:
         raise AssertionError(f"{job} goes on and on")
 
 
-def test_a_finished_folder_that_was_copied_has_nothing_to_do(clone, tmp_path):
+def test_a_finished_folder_that_was_copied_has_nothing_to_do_or_is_told_so_where_dates_are_lost(clone, tmp_path):
     moved = copy.copy(clone)
     moved.folder = tmp_path / "moved"
     shutil.copytree(clone.folder, moved.folder)
+    assert moved.planned() == Counter()
+    shutil.copytree(moved.folder, tmp_path / "dateless", copy_function=shutil.copyfile)
+    moved.folder = tmp_path / "dateless"
+    assert moved.planned()
+    moved.run("--touch")
     assert moved.planned() == Counter()
 
 

@@ -173,7 +173,6 @@ def _check_inputs(chosen: Settings, results: Path, written_in: Iterable[Path | s
 
 def _claim(chosen: Settings, results: Path) -> None:
     """Raises GrampruneError if something that we have not made is where results are to be written."""
-
     models = [model.name for model in chosen.model]
     known = results.is_dir() and any(_is_layout(path) for path in results.glob("*/layout.json"))
     files.claim(results, () if known else {*outputs.taken()["model"], *models})  # the mark may be lost by copying
