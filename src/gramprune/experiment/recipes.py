@@ -1,6 +1,6 @@
 """Recipes by name, for who does not want to choose: what a run's `recipe` stands for.
 
-What they reach and what they cost on small models is measured by `benchmarks/recipes.py` and stands in docs/methods.md.
+What methods reach and cost on small models is measured by `benchmarks/recipes.py` and stands in docs/methods.md.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Keys of a run; keys that the run has itself stand before them."""
 
 SAID = {
-    "best": "the lowest perplexity that we know, for minutes per block on a CPU",
-    "fast": "most of what `best` wins, for little more than Wanda's time",
+    "best": "ALPS's mask, the optimum under it, and the dense model as target; minutes per block on a CPU",
+    "fast": "MRP's mask and conjugate gradients towards its optimum; seconds per block",
 }
 
 

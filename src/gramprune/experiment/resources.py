@@ -225,7 +225,7 @@ def mask(layout: dict[str, Any], settings: Settings, block: int, recipe: Run) ->
 def refine(layout: dict[str, Any], settings: Settings, block: int, recipe: Run) -> Need:
     """Mask refinement for a block."""
     cost = COSTS[recipe.refine_module]
-    if cost.batch and recipe.pattern.granularity == "matrix":  # across rows: the state of all, and turns; measured
+    if cost.batch and recipe.pattern.granularity == "matrix":  # across rows: the state of all, and turns; estimated
         cost = replace(cost, weights=cost.weights + 2, passes=1.4 * cost.passes, systems=3 * cost.systems)
     if recipe.refine_module == "refine.sparseswaps":
         cost = replace(cost, passes=SWAPS * max(inputs(shapes(layout, settings, block))) * cost.passes)

@@ -275,7 +275,7 @@ def depth(results: list[Results]) -> alt.TopLevelMixin | None:
 
 
 def swaps(results: list[Results]) -> alt.TopLevelMixin | None:
-    """Convergence of swaps: layer error over swaps per row, relative to the mask they began with; a line per linear."""
+    """Convergence of swaps: layer error over steps, swaps per row where rows are counted alone, relative to the mask they began with; a line per linear."""
     values = []
     for one in results:
         for model in one.layouts:
@@ -292,7 +292,7 @@ def swaps(results: list[Results]) -> alt.TopLevelMixin | None:
         return None
     chart = alt.Chart(alt.Data(values=values), width=230, height=170).mark_line(opacity=0.7)
     return chart.encode(
-        x=alt.X("swaps:Q", title="swaps per row"),
+        x=alt.X("swaps:Q", title="steps (swaps per row)"),
         y=alt.Y("error:Q", title="error left", scale=alt.Scale(zero=False)),
         color="linear:N",
         detail="block:N",
