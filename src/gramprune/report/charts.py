@@ -275,7 +275,8 @@ def depth(results: list[Results]) -> alt.TopLevelMixin | None:
 
 
 def swaps(results: list[Results]) -> alt.TopLevelMixin | None:
-    """Convergence of swaps: layer error over steps, swaps per row where rows are counted alone, relative to the mask they began with; a line per linear."""
+    """Convergence of swaps: layer error over steps, which are swaps per row where each row has its own count, relative
+    to the mask they began with; a line per linear."""
     values = []
     for one in results:
         for model in one.layouts:
