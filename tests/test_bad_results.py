@@ -14,8 +14,10 @@ from pathlib import Path
 import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
+import torch
 from conftest import Clone, changed, copied
 from problems import assert_sentence
+from safetensors.torch import save_file
 from test_errors import assert_one_sentence
 from test_report import BROWSER, opened
 
@@ -329,7 +331,8 @@ PUT = [
     "results/tiny/chain/checkpoint/notes.txt",
     "results/tiny/chain/checkpoint/quantised/model.gguf",
     "results/tiny/chain/block_001/mine.safetensors",
-    "results/tiny/dense/block_001/masks/mine.safetensors",
+    "results/tiny/chain/block_001/masks/mine.safetensors",
+    "results/tiny/chain/block_002/masks/cut-off.safetensors",
 ]
 
 
@@ -340,7 +343,10 @@ def test_nothing_of_the_users_goes_when_everything_is_made_again(mine, config):
     shard = next(path.parent.glob("model-00001-*.safetensors"))
     before = shard.stat().st_ino
     mine.run("-R", "assemble", "report")
-    mine.run("tidy")
+    whole = mine.folder / "results/tiny/chain/block_002/masks/other.safetensors"
+    save_file({"x": torch.zeros(2)}, whole)
+    said = mine.snakemake("tidy").stdout
+    assert "tiny/chain: 3 files stay that gramprune has not made, or not whole: " in said and whole.exists()
     assert all((mine.folder / path).read_text() == "mine" for path in PUT)
     assert next(path.parent.glob("model-00001-*.safetensors")).stat().st_ino != before
     assert not (mine.folder / "results/tiny/chain/block_001/weights.safetensors").exists()  # tidy took ours

@@ -130,7 +130,8 @@ def check_results(chosen: Settings, written_in: Iterable[Path | str] = ()) -> No
     folder = Path(chosen.results)
     try:
         real = folder.resolve()
-        for place, what in ((Path(real.anchor), "the root of the file system"), (Path.home(), "your home folder")):
+        home = Path(os.path.expanduser("~"))
+        for place, what in ((Path(real.anchor), "the root of the file system"), (home, "your home folder")):
             if real == place.resolve():
                 raise GrampruneError(f"config: results: {folder} is {what}; choose a folder in it.")
         existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))

@@ -5,6 +5,7 @@ The JSON schema and the reference are made from it: after a change, run `python 
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from itertools import compress
 from math import floor
@@ -43,7 +44,7 @@ class Model(Section):
         value = {"source": value} if isinstance(value, str) else value
         if isinstance(value, dict) and isinstance(value.get("source"), str):
             source = value["source"].rstrip("/") or value["source"]
-            name = slug(Path(source).name) or slug(Path(source).expanduser().resolve().name)
+            name = slug(Path(source).name) or slug(Path(os.path.expanduser(source)).resolve().name)
             return {"name": name or f"model-{short(source)}", **value, "source": source}
         return value
 

@@ -38,14 +38,16 @@ def take(results: Path) -> None:
             if not together or not _locked(file, fcntl.LOCK_SH, holder):
                 raise GrampruneError(_sentence(results, path, holder))
         else:
-            os.ftruncate(file, 0)
-            os.pwrite(file, json.dumps(own).encode(), 0)
+            with suppress(OSError):  # on a full disk the jobs say so
+                os.ftruncate(file, 0)
+                os.pwrite(file, json.dumps(own).encode(), 0)
             atexit.register(_release, file, os.getpid())
             if not _locked(file, fcntl.LOCK_SH, {}):  # others from here may come in
                 raise GrampruneError(_sentence(results, path, _holder(file)))
         _held.append(file)
     except OSError as error:
-        raise GrampruneError(f"{path} could not be written: {error.strerror}; make its folder writable.") from error
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise GrampruneError(f"{path} could not be written: {error.strerror}; make it writable.") from error
 
 
 def _locked(file: int, kind: int, holder: dict[str, Any]) -> bool:
