@@ -31,6 +31,12 @@ def own(tiny_model, texts, tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def copy(clone, tmp_path):
+    """A finished clone that may be changed."""
+    return copied(clone.folder, tmp_path)
+
+
 def test_a_configuration_to_begin_with_is_right_and_says_why(own):
     given = ("--text", "calibration.jsonl", "--evaluation", "evaluation.txt", "--sparsity", "2:4", "--sparsity", "0.5")
     written = gramprune("new", "./my-model", *given, folder=own)
@@ -64,15 +70,14 @@ def test_check_says_all_that_is_wrong_at_once(own, config):
     assert ["./nowhere" in said[0], "no.txt" in said[1], len(said)] == [True, True, 2]
 
 
-def test_plan_and_status_answer_as_their_targets_do_and_print_nothing_else(clone):
+def test_plan_and_status_answer_as_their_targets_do_and_print_nothing_else(copy):
     for name in ("plan", "status"):
-        answer = gramprune(name, "config.yaml", folder=clone.folder)
-        assert answer in clone.snakemake(name).stdout
+        answer = gramprune(name, "config.yaml", folder=copy.folder)
+        assert answer in copy.snakemake(name).stdout
     assert "Everything is done" in answer
 
 
-def test_tidy_removes_what_finished_runs_no_longer_need(clone, tmp_path):
-    copy = copied(clone.folder, tmp_path / "copy")
+def test_tidy_removes_what_finished_runs_no_longer_need(copy):
     assert gramprune("tidy", folder=copy.folder).endswith("GiB\n")
     assert list((copy.folder / "results/tiny/chain").rglob("*.json"))
     assert not list((copy.folder / "results/tiny/chain").rglob("gram.safetensors"))

@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, Clone
 
 from gramprune.evaluation import zeroshot
+from gramprune.storage import files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LLAMA = {"model_type": "llama", "num_attention_heads": 32, "rms_norm_eps": 1e-5, "dtype": "bfloat16"}
@@ -82,15 +84,33 @@ def definitions(tmp_path_factory):
     return path
 
 
+def of_holes(path: Path, config: dict) -> None:
+    """A file with all of a model's tensors, of float16 zeros that take no disk."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    header, end = {}, 0
+    for name, tensor in model.state_dict().items():
+        if name != "lm_head.weight":  # tied
+            header[name] = {"dtype": "F16", "shape": [*tensor.shape], "data_offsets": [end, end + 2 * tensor.numel()]}
+            end += 2 * tensor.numel()
+    raw = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + end)
+
+
 @pytest.fixture(scope="module")
-def clone(definitions, tmp_path_factory) -> Clone:
-    """A clone, and a hub's cache with each model's config.json and nothing else."""
+def clone(definitions, tokenizer, tmp_path_factory) -> Clone:
+    """A clone, and a hub's cache with each model's config.json and nothing else; a folder that is whole, of holes."""
     folder = tmp_path_factory.mktemp("clone")
     for source, config in MODELS.items():
         if source.startswith("./"):
             place = folder / source
-            place.mkdir()
-            (place / "model.safetensors").touch()
+            tokenizer.save_pretrained(place)
+            of_holes(place / "model.safetensors", config)
         else:
             repository = folder / "hub" / f"models--{source.replace('/', '--')}"
             place = repository / "snapshots" / COMMIT
@@ -108,7 +128,7 @@ def test_an_example_plans_the_jobs_that_it_says(clone, definitions, path):
     config = yaml.safe_load(path.read_text())
     assert f"--configfile examples/{path.name}\n" in path.read_text()  # the exact command stands in it
     results = clone.folder / config["results"]
-    results.mkdir(parents=True)
+    files.claim(results, [])
     shutil.copy(definitions, zeroshot.place(results))
     done = clone.snakemake("--dry-run", "--quiet", "rules", "--configfile", f"examples/{path.name}")
     assert done.returncode == 0, done.stderr[-3000:]

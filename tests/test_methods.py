@@ -214,14 +214,14 @@ def test_a_file_in_the_folder_is_a_method(package, tmp_path, monkeypatch):
 
 
 def test_the_settings_know_the_methods_of_the_folders():
-    from gramprune.experiment import mistakes, options, settings
+    from gramprune.experiment import mistakes, options
 
     def known(annotation) -> set[str]:
         return {name for section in mistakes.sections_in(annotation) for name in options.names_of(section)}
 
-    assert known(settings.MaskMethod) == set(masks.names())
-    assert known(settings.UpdateMethod) == {*methods.names(updates), "joint"}
-    assert set(methods.names(joint)) == settings.JOINT
+    assert known(options.MaskMethod) == set(masks.names())
+    assert known(options.UpdateMethod) == {*methods.names(updates), "joint"}
+    assert set(methods.names(joint)) == options.JOINT
 
 
 @pytest.mark.parametrize(
