@@ -410,6 +410,15 @@ def load(config: Any, everything: bool = False) -> Settings:
         raise GrampruneError("\n".join(said)) from error
 
 
+def model_of(source: str) -> Model:
+    """A model by its source alone. Raises GrampruneError for what cannot be one."""
+    try:
+        return Model.model_validate(source)
+    except ValidationError as error:
+        mistake: Any = error.errors()[0]
+        raise GrampruneError(mistakes.sentence({**mistake, "loc": ("model",)}, Settings)) from error
+
+
 def _without_sweeps(config: Any) -> tuple[Any, list[int]]:
     """The configuration with a run for each that its sweeps stand for, and where in it each run is written."""
     runs = config.get("runs") if isinstance(config, dict) else None

@@ -14,6 +14,7 @@ from gramprune.experiment.names import slug
 from gramprune.experiment.recipes import SAID
 from gramprune.model import layout
 from gramprune.progress import duration
+from gramprune.text import read
 
 C4 = {"hub": "allenai/c4", "files": "en/c4-train.00000-of-01024.json.gz", "documents": 20000}
 WIKITEXT = {"hub": "Salesforce/wikitext", "config": "wikitext-2-raw-v1", "split": "test"}
@@ -39,7 +40,7 @@ def configuration(
     recipes: tuple[str, ...] = ("wanda", "fast", "best"),
 ) -> str:
     """config.yaml as text. Raises GrampruneError for a model, a text or a sparsity that cannot be."""
-    source = settings.Model.model_validate(model)
+    source = settings.model_of(model)
     found = layout.describe(checks.model_config(source.kind, source.location, None))
     length = _length(found)
     texts, uses = _texts(source, text, evaluation)
@@ -56,6 +57,9 @@ def configuration(
     content |= {"batch_size": batch.value, "keep": keep.value}
     parsed = settings.load(content)
     checks.check_model(found, source.name, parsed)
+    for name in texts:
+        if parsed.datasets[name].path:
+            read.kind_of(parsed.datasets[name].source_settings, name)
     return _written(content, {"length": length, "batch": batch, "keep": keep}, found, parsed, source, text)
 
 
