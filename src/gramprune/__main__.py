@@ -86,13 +86,14 @@ def begin(model: str, sparsity: list[str] | None, text: str | None, evaluation: 
 def check(config: Path) -> None:
     """Say all that is wrong with a configuration, its models and its texts, or print the runs that it makes."""
     from gramprune.experiment import checks, configfile
+    from gramprune.experiment.starter import counted
 
     found, chosen = checks.mistakes(configfile.read(config), [config])
     if found:
         raise GrampruneError("\n".join(found))
     for run in chosen.runs:
         print(run.name)
-    print(f"{config} is right: {len(chosen.runs)} runs of {', '.join(model.name for model in chosen.model)}")
+    print(f"{config} is right: {counted(len(chosen.runs))} of {', '.join(model.name for model in chosen.model)}")
 
 
 def plan(config: Path) -> None:

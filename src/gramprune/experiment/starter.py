@@ -123,7 +123,7 @@ def _written(
     hours = sum(job.need.seconds("cpu", 1) for job in pipeline.jobs(parsed, {source.name: found}).values())
     lines = [
         f"# {source.name}: {layout.summary(found, [])}",
-        f"# {len(parsed.runs)} runs and the dense model: about {duration(hours)} of work for one CPU core.",
+        f"# {counted(len(parsed.runs))} and the dense model: about {duration(hours)} of work for one CPU core.",
         "# What it takes elsewhere:   gramprune plan THIS.yaml",
         "# To run it:                 snakemake --profile local --configfile THIS.yaml",
         "# Every key is explained in docs/configuration.md.",
@@ -166,6 +166,11 @@ def _written(
     written = "\n".join(lines) + "\n"
     assert settings.load(configfile.parsed(written, "the configuration")) == parsed
     return written
+
+
+def counted(runs: int) -> str:
+    """How many runs, in words."""
+    return f"{runs} run{'s' * (runs != 1)}"
 
 
 def _inline(value: Any) -> str:
