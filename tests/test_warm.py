@@ -13,6 +13,9 @@ import pytest
 from conftest import ROOT
 
 SCRIPTS = ROOT / "workflow/scripts"
+sys.path.append(str(SCRIPTS))
+import warm  # noqa: E402
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked on Linux only")
 ASK = """
 import os, sys, time
@@ -30,8 +33,7 @@ print(warm.ask(request), *[request[key] for key in ("note",) if key in request],
 def door(tmp_path):
     """The socket of a warm process, and that process."""
     path = tmp_path / "warm"
-    with subprocess.Popen([sys.executable, SCRIPTS / "warm.py", path], stdin=subprocess.PIPE) as process:
-        until(path.exists)
+    with warm.start(str(path)) as process:
         yield path, process
         process.stdin.close()
         assert process.wait(60) == 0
@@ -91,6 +93,18 @@ def test_a_fork_works_where_the_job_is_with_its_environment_its_output_and_its_s
     assert stdout == "1\n" and "CalledProcessError" in stderr
 
 
+def test_a_job_that_is_sooner_than_the_warm_process_waits_for_it(tmp_path):
+    with warm.start(str(tmp_path / "warm")) as process:
+        process.send_signal(signal.SIGSTOP)
+        job = asking(tmp_path / "warm", "subprocess", "check_call", args=["true"])
+        with pytest.raises(subprocess.TimeoutExpired):
+            job.communicate(timeout=1)
+        process.send_signal(signal.SIGCONT)
+        assert job.communicate(timeout=60)[0] == "0\n"
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
 def test_a_killed_fork_kills_the_job_that_asked(door):
     with waiting(door[0]) as (job, fork):
         os.kill(fork, signal.SIGKILL)
@@ -132,8 +146,7 @@ def test_a_socket_may_lie_in_a_folder_whose_path_is_too_long_for_an_address(tmp_
     folder.mkdir(parents=True)
     path = folder / "warm"
     assert len(str(path)) > 108
-    with subprocess.Popen([sys.executable, SCRIPTS / "warm.py", path], stdin=subprocess.PIPE) as process:
-        until(path.exists)
+    with warm.start(str(path)) as process:
         stdout, stderr = asking(path, "subprocess", "check_call", args=["true"]).communicate(timeout=60)
         assert stdout == "0\n" and "here: start-up" in stderr
         process.stdin.close()
@@ -165,9 +178,7 @@ work.leave(work.work("work", "large", {{}}, "here", "a.log", 1, False, False, Fa
 
 def test_a_stage_that_cannot_be_imported_is_left_to_the_job_which_says_why(tmp_path):
     path = tmp_path / "warm"
-    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, SCRIPTS / "warm.py", path], **pipes) as process:
-        until(path.exists)
+    with warm.start(str(path), stderr=subprocess.PIPE, text=True) as process:
         stdout, _ = asking(path, "not_there", "pause").communicate(timeout=60)
         assert stdout.startswith("None starts by itself")
         assert process.wait(60) != 0 and "not_there" in process.stderr.read()

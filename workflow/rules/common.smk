@@ -145,14 +145,14 @@ def start_warm_process():
         and not workflow.deployment_settings.deployment_method
         and machine.forks_are_safe()
     ):
+        sys.path.append(str(Path(workflow.basedir) / "workflow/scripts"))
+        import warm
+
         socket = str(Path(workflow.snakemake_tmp_dir) / "warm")
-        program = str(Path(workflow.basedir) / "workflow/scripts/warm.py")
-        os.environ.update(GRAMPRUNE_WARM=socket)
+        os.environ[warm.ENVIRONMENT] = socket
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        # It ends when this pipe does, however Snakemake ends.
-        warm_process = subprocess.Popen(
-            [sys.executable, program, socket], stdin=subprocess.PIPE, **quiet
-        )
+        # It ends when its pipe does, however Snakemake ends.
+        warm_process = warm.start(socket, **quiet)
 
 
 def block_number(w):

@@ -5,7 +5,7 @@ that Snakemake has started sends what it is to do, with its stdout and stderr; a
 answers with its status. If one of the two is killed, so is the other: for Snakemake, and for who stops a job, they are
 one. This process ends when Snakemake does; jobs under way go on, as they would without it.
 
-    python warm.py SOCKET       its standard input stays open as long as it is needed
+    python warm.py FD       an open socket that listens; standard input stays open as long as this process is needed
 """
 
 import gc
@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -28,6 +29,19 @@ from work import INTERRUPTED, interrupt, leave, set_environment, unheard, work
 ENVIRONMENT = "GRAMPRUNE_WARM"  # where jobs find the socket
 STARTED = b"+"
 GRACE = 5  # seconds that a fork has for ending by itself
+
+
+def start(path: str, **pipes: Any) -> subprocess.Popen:
+    """Start the warm process, which lives until its standard input is closed; jobs may ask at once.
+
+    The socket listens before the process has begun: a job that is sooner waits, and does not go without.
+    """
+    with socket.socket(socket.AF_UNIX) as door:
+        with short(path) as address:
+            door.bind(address)
+        door.listen()
+        program = [sys.executable, __file__, str(door.fileno())]
+        return subprocess.Popen(program, stdin=subprocess.PIPE, pass_fds=[door.fileno()], **pipes)
 
 
 def ask(request: dict[str, Any]) -> int | None:
@@ -79,16 +93,13 @@ def short(path: str) -> Iterator[str]:
         os.close(folder)
 
 
-def serve(path: str) -> None:
+def serve(listening: int) -> None:
     """Fork for every job that asks, until standard input ends. Modules are imported when the first job needs them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake and jobs
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks: they answer by themselves
     set_environment(online=False)
     gc.disable()
-    with socket.socket(socket.AF_UNIX) as door:
-        with short(path) as address:
-            door.bind(address)
-        door.listen()
+    with socket.socket(fileno=listening) as door:
         while sys.stdin not in select.select([door, sys.stdin], [], [])[0]:
             client, _ = door.accept()
             with client:
@@ -148,4 +159,4 @@ def end_with(client: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(int(sys.argv[1]))
