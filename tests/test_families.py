@@ -167,7 +167,7 @@ def prune_in_stages(folder, tokens, run, work):
         if run["propagation"] == "pruned" and block > 0:
             at = captured("run", block, before, pruned[-1], dense["inputs"])
         else:
-            here, trail = recipe.at_dense_inputs, "dense"
+            here, trail = recipe.at(block, 3, (), dense_inputs=True), "dense"
         made = {"grams": at["gram"], "trail": trail, "block": block}
         mask, weights = None, work / f"{block}_weights"
         if not recipe.joint:
@@ -175,7 +175,8 @@ def prune_in_stages(folder, tokens, run, work):
             mask_block(mask=None, output=mask, settings=here.mask_settings, **made, **common)
         update_block(mask=mask, output=weights, settings=here.update_settings, **made, **common)
         pruned.append(weights)
-    assemble(manifest, pruned, work / "checkpoint", recipe.model_dump(), "code")
+    settings = {"run": recipe.model_dump(), "patterns": [recipe.pattern_settings] * 3}
+    assemble(manifest, pruned, work / "checkpoint", settings, "code")
 
 
 def test_a_checkpoint_without_the_base_models_name_in_its_keys_is_read(tmp_path, tokens):

@@ -67,7 +67,7 @@ def test_the_file_names_of_masks_tell_apart_what_differs():
         assert settings.Run(**usual, **changes).final_mask == slug
     pulled = settings.Run(**usual, target={"method": "dense", "pull": 1.0}, refine={"method": "dsnot", "cycles": 9})
     assert re.fullmatch(r"wanda_2of4_to-dense_[0-9a-f]{8}\+dsnot_[0-9a-f]{8}", pulled.final_mask)
-    assert pulled.at_dense_inputs.mask_slug == "wanda_2of4"
+    assert pulled.at(0, 1, (), dense_inputs=True).mask_slug == "wanda_2of4"
     assert pulled.name == "wanda-dsnot-admm-2of4"
 
 

@@ -15,7 +15,9 @@ rule assemble:
     resources:
         **needs(resources.assemble),
     params:
-        settings=lambda w: canonical(RUNS[w.run].model_dump()),
+        settings=lambda w: canonical(
+            {"run": RUNS[w.run].model_dump(), "patterns": patterns_of(w)}
+        ),
         code=code("stages.assemble"),
     script:
         "../scripts/assemble.py"

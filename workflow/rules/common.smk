@@ -22,7 +22,8 @@ from gramprune.model import folder as model_folder
 from gramprune.model import layout
 from gramprune import machine
 from gramprune.storage.fingerprint import canonical
-from gramprune.experiment.pipeline import recipe_of, trail_of
+from gramprune.experiment import pipeline
+from gramprune.experiment.pipeline import trail_of
 
 SETTINGS, LAYOUTS = or_exit(
     checks.check, config, planning="plan" in sys.argv, written_in=CONFIG_FILES
@@ -34,7 +35,7 @@ if workflow.is_main_process:
 config.update(SETTINGS.model_dump())
 MODELS = {model.name: model for model in SETTINGS.model}
 RUNS = {run.name: run for run in SETTINGS.runs}
-RECIPES = [recipe for run in SETTINGS.runs for recipe in (run, run.at_dense_inputs)]
+RECIPES = list(pipeline.recipes(SETTINGS, LAYOUTS))
 # A recipe of those that share a mask, or a refinement of it.
 MASKS = {recipe.mask_slug: recipe for recipe in RECIPES}
 REFINEMENTS = {
@@ -184,16 +185,19 @@ def mask_of(w):
     return [] if RUNS[w.run].joint else final_mask(w.model, w.run, w.block)
 
 
+def recipe_of(model, run, block):
+    """The run as its block sees it."""
+    return pipeline.recipe_of(RUNS[run], int(block), LAYOUTS[model], SETTINGS.exclude)
+
+
 def recipe_at(w):
-    """The run's recipe at its block."""
-    return recipe_of(RUNS[w.run], int(w.block))
+    return recipe_of(w.model, w.run, w.block)
 
 
 def final_mask(model, run, block):
     """The mask of a run's block, refined or not; where it is made, runs share it."""
-    recipe = RUNS[run]
-    name = f"masks/{recipe_of(recipe, int(block)).final_mask}.safetensors"
-    return block_path(model, trail_of(recipe, int(block)), block, name)
+    name = f"masks/{recipe_of(model, run, block).final_mask}.safetensors"
+    return block_path(model, trail_of(RUNS[run], int(block)), block, name)
 
 
 def pruned_block(model, run, block):
@@ -201,6 +205,12 @@ def pruned_block(model, run, block):
     if not RUNS[run].updated:
         return final_mask(model, run, block)
     return block_path(model, run, block, "weights.safetensors")
+
+
+def patterns_of(w):
+    """Where the zeros of each of a run's blocks may be."""
+    blocks = blocks_of(w.model)
+    return [recipe_of(w.model, w.run, block).pattern_settings for block in blocks]
 
 
 def pruned_blocks(w):
@@ -286,7 +296,7 @@ def every_metrics(w):
         for run in RUNS.values():
             for block in blocks_of(model):
                 trail = trail_of(run, int(block))
-                recipe = recipe_of(run, int(block))
+                recipe = recipe_of(model, run.name, block)
                 masks = [] if run.joint else [recipe.mask_slug, recipe.final_mask]
                 names = ["gram", *(f"masks/{mask}" for mask in masks)]
                 found += [

@@ -13,7 +13,8 @@ from typing import Any
 
 from gramprune.errors import GrampruneError, suggest
 from gramprune.evaluation import zeroshot
-from gramprune.experiment import outputs, settings
+from gramprune.experiment import outputs, patterns, settings
+from gramprune.experiment.run import Run
 from gramprune.experiment.settings import Model, Settings, Tasks
 from gramprune.model import inspect, layout
 from gramprune.model import source as model_source
@@ -115,11 +116,25 @@ def check_model(found: dict[str, Any], model: str, chosen: Settings) -> None:
     if not selected(everything, chosen.exclude):
         raise GrampruneError(f"config: exclude leaves nothing to prune in the model {model}.")
     for run in chosen.runs:
-        for index, block in enumerate(found["blocks"]):
-            for name in selected(block["linears"], chosen.exclude):
-                linear = block["linears"][name]
+        check_run(found, model, chosen, run)
+
+
+def check_run(found: dict[str, Any], model: str, chosen: Settings, run: Run) -> None:
+    """Raises GrampruneError for a sparsity that a linear of a model with this layout cannot have."""
+    linears = [selected(block["linears"], chosen.exclude) for block in found["blocks"]]
+    if isinstance(run.sparsity, dict) and (wrong := patterns.unsettled(run.sparsity, linears)):
+        raise GrampruneError(f"config: run {run.name!r}: sparsity: in the model {model}, {wrong}")
+    pruned = 0
+    for index, names in enumerate(linears):
+        recipe = run.at(index, len(linears), names)
+        for name in names:
+            if pattern := recipe.pattern_of(name):
+                linear = found["blocks"][index]["linears"][name]
                 where = f"config: run {run.name!r}: in the model {model}, block {index}, {name}"
-                run.pattern.check(linear["columns"], where, rows=linear["rows"])
+                pattern.check(linear["columns"], where, rows=linear["rows"])
+                pruned += 1
+    if not pruned:
+        raise GrampruneError(f"config: run {run.name!r}: sparsity: every linear of the model {model} stays dense.")
 
 
 def check_results(chosen: Settings, written_in: Iterable[Path | str] = ()) -> None:

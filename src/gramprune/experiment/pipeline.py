@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any
@@ -12,6 +12,7 @@ from gramprune.experiment import resources
 from gramprune.experiment.resources import Need
 from gramprune.experiment.run import Run
 from gramprune.experiment.settings import Settings
+from gramprune.model.layout import selected
 
 Key = tuple[Any, ...]
 """A job: its stage, and what tells it from others of that stage."""
@@ -30,9 +31,24 @@ def trail_of(run: Run, block: int) -> str:
     return "dense" if block == 0 or run.propagation == "dense" else run.name
 
 
-def recipe_of(run: Run, block: int) -> Run:
-    """A run as one of its blocks sees it: at the dense model's inputs there is but one target."""
-    return run if trail_of(run, block) == run.name else run.at_dense_inputs
+def recipe_of(
+    run: Run,
+    block: int,
+    layout: dict[str, Any],
+    exclude: list[str],  # linears that stay dense in all runs
+) -> Run:
+    """A run as one block of a model sees it: with the sparsity of the linears there, and the target."""
+    blocks = layout["blocks"]
+    linears = selected(blocks[block]["linears"], exclude)
+    return run.at(block, len(blocks), linears, dense_inputs=trail_of(run, block) == "dense")
+
+
+def recipes(settings: Settings, layouts: dict[str, dict[str, Any]]) -> Iterator[Run]:
+    """Every run as every block of every model sees it."""
+    for layout in layouts.values():
+        for run in settings.runs:
+            for block in range(len(layout["blocks"])):
+                yield recipe_of(run, block, layout, settings.exclude)
 
 
 def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Job]:
@@ -76,7 +92,7 @@ def _pruning(settings: Settings, model: str, layout: dict[str, Any], run: Run) -
     found: dict[Key, Job] = {}
     pruned: list[Key] = []
     for block in range(len(layout["blocks"])):
-        trail, recipe = trail_of(run, block), recipe_of(run, block)
+        trail, recipe = trail_of(run, block), recipe_of(run, block, layout, settings.exclude)
         last: Key = ("capture", model, trail, block)
         if trail != "dense":
             before = [("capture", model, trail_of(run, block - 1), block - 1), pruned[-1]]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from gramprune.experiment import pipeline
+from gramprune.experiment import patterns, pipeline
 from gramprune.experiment.options import OwnTarget
 from gramprune.experiment.pipeline import Job, Key
 from gramprune.experiment.resources import DEVICES, GIB, Need
 from gramprune.experiment.settings import Settings
+from gramprune.model.layout import selected
 from gramprune.progress import duration
 
 OVERHEAD = 10.0  # seconds that a cluster takes to start and notice the end of a job
@@ -27,6 +28,7 @@ def plan(settings: Settings, layouts: dict[str, dict[str, Any]]) -> str:
         "",
         *columns([header, *stages(work, settings)]),
     ]
+    lines += sparsities(settings, layouts)
     kept = kept_bytes(work)
     lines += ["", "Disk at the end: " + ", ".join(f"{size / GIB:,.1f} GiB with keep: {k}" for k, size in kept.items())]
     lines += ["", f"Wall time by the number of devices, with {OVERHEAD:.0f} s per job for a cluster to start it:", ""]
@@ -37,6 +39,27 @@ def plan(settings: Settings, layouts: dict[str, dict[str, Any]]) -> str:
     total, chain = pipeline.longest_chain(work, lambda need: seconds(need, "h100", settings.threads))
     lines += ["", f"The longest chain on h100, {duration(total)}: {described(chain)}."]
     return "\n".join(lines)
+
+
+def sparsities(settings: Settings, layouts: dict[str, dict[str, Any]]) -> list[str]:
+    """What every linear gets of the runs whose sparsity is a mapping, and the zeros that makes in all."""
+    lines = []
+    for model, layout in layouts.items():
+        blocks = layout["blocks"]
+        names = [selected(block["linears"], settings.exclude) for block in blocks]
+        for run in settings.runs:
+            if isinstance(run.sparsity, dict):
+                recipes = [pipeline.recipe_of(run, block, layout, settings.exclude) for block in range(len(blocks))]
+                zeros = total = 0.0
+                for block, recipe in zip(blocks, recipes, strict=True):
+                    for name in selected(block["linears"], settings.exclude):
+                        size = block["linears"][name]["rows"] * block["linears"][name]["columns"]
+                        pattern = recipe.pattern_of(name)
+                        total += size
+                        zeros += size * pattern.sparsity if pattern else 0
+                lines += ["", f"Sparsity of {run.name} in {model}, {zeros / total:.2%} of {total:,.0f} weights:"]
+                lines += [f"  {line}" for line in patterns.described([each.sparsity for each in recipes], names)]
+    return lines
 
 
 def stages(work: dict[Key, Job], settings: Settings) -> list[list[str]]:

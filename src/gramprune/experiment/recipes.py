@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gramprune.experiment import patterns
+
 RECIPES: dict[str, dict[str, Any]] = {
     "best": {"mask": "alps", "update": "exact", "target": "dense", "granularity": "matrix"},
     "fast": {"mask": "mrp", "update": "pcg"},
@@ -30,5 +32,5 @@ SAID = {
 def filled(run: dict[str, Any]) -> dict[str, Any]:
     """A run with what its recipe says, where it says nothing itself; N:M has no granularity."""
     recipe = RECIPES.get(run.get("recipe", ""), {}) if isinstance(run.get("recipe"), str) else {}
-    grouped = ":" in str(run.get("sparsity"))
+    grouped = patterns.grouped(run.get("sparsity"))
     return {**{key: value for key, value in recipe.items() if not (grouped and key == "granularity")}, **run}

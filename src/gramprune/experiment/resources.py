@@ -97,9 +97,13 @@ class Shape:
 
 
 def shapes(layout: dict[str, Any], settings: Settings, block: int) -> list[Shape]:
-    """The linears of a block that are pruned."""
+    """The linears of a block that may be pruned."""
+    return list(_named(layout, settings, block).values())
+
+
+def _named(layout: dict[str, Any], settings: Settings, block: int) -> dict[str, Shape]:
     linears = layout["blocks"][block]["linears"]
-    return [Shape(**linears[name]) for name in selected(linears, settings.exclude)]
+    return {name: Shape(**linears[name]) for name in selected(linears, settings.exclude)}
 
 
 def inputs(linears: Iterable[Shape]) -> list[int]:
@@ -225,7 +229,7 @@ def mask(layout: dict[str, Any], settings: Settings, block: int, recipe: Run) ->
 def refine(layout: dict[str, Any], settings: Settings, block: int, recipe: Run) -> Need:
     """Mask refinement for a block."""
     cost = COSTS[recipe.refine_module]
-    if cost.batch and recipe.pattern.granularity == "matrix":  # across rows: the state of all, and turns; estimated
+    if cost.batch and recipe.granularity == "matrix":  # across rows: the state of all, and turns; estimated
         cost = replace(cost, weights=cost.weights + 2, passes=1.4 * cost.passes, systems=3 * cost.systems)
     if recipe.refine_module == "refine.sparseswaps":
         cost = replace(cost, passes=SWAPS * max(inputs(shapes(layout, settings, block))) * cost.passes)
@@ -246,8 +250,10 @@ def method(
     weights: bool,  # whether it writes weights, else only masks
 ) -> Need:
     """A method on all linears of a block, one after the other."""
-    linears, size = shapes(layout, settings, block), BYTES[recipe.precision]
-    fraction = recipe.pattern.sparsity
+    named = {n: (s, p) for n, s in _named(layout, settings, block).items() if (p := recipe.pattern_of(n))}
+    linears, size = [shape for shape, _ in named.values()], BYTES[recipe.precision]
+    if not linears:  # the block stays dense
+        return Need(TORCH, accelerated=True)
     squares = [n * n for n in inputs(linears)]
     elements = [linear.rows * linear.columns for linear in linears]
     read = 4.0 * sum(squares) * (1 + recipe.retargeted) + BYTES[layout["dtype"]] * sum(elements)
@@ -268,8 +274,11 @@ def method(
         full=cost.cubes * sum(n**3 for n in inputs(linears))
         + sum(
             linear.rows
-            * (cost.squares * linear.columns**2 + cost.systems * (min(fraction, 1 - fraction) * linear.columns) ** 3)
-            for linear in linears
+            * (
+                cost.squares * linear.columns**2
+                + cost.systems * (min(pattern.sparsity, 1 - pattern.sparsity) * linear.columns) ** 3
+            )
+            for linear, pattern in named.values()
         ),
         traffic=cost.passes * size * sum(elements),
         accelerated=True,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from gramprune.errors import GrampruneError
-from gramprune.experiment import sweep
+from gramprune.experiment import patterns, sweep
 from gramprune.experiment.names import Name
 from gramprune.experiment.options import (
     JOINT,
@@ -39,7 +40,11 @@ class Run(Section):
         description="A named recipe: what it says of mask, refine, update, target and granularity holds where the run "
         "says nothing.",
     )
-    sparsity: float | str = Field(description="Fraction of zeros, or N:M (at most N of M neighbours are kept).")
+    sparsity: float | str | dict[str, float | str] = Field(
+        description="Fraction of zeros, or N:M (at most N of M neighbours are kept). Or a mapping to fractions, N:M "
+        "and `dense` from `default`, patterns of linears (`*.down_proj`), blocks (`block 0`, `block 4-7`, `block -1`) "
+        "or both (`block 0 *.down_proj`): the nearest that fits a linear holds, a block before linears."
+    )
     granularity: Literal["row", "matrix"] = Field(
         "row", description="Where a fraction is counted: in every output row, or in the whole matrix. Not for N:M."
     )
@@ -70,6 +75,14 @@ class Run(Section):
     @field_validator("sparsity", mode="before")
     @classmethod
     def _parses(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            keyed = {str(key): each if each == patterns.DENSE else cls._parses_one(each) for key, each in value.items()}
+            patterns.check(keyed)
+            return keyed
+        return cls._parses_one(value)
+
+    @classmethod
+    def _parses_one(cls, value: Any) -> float | str:
         if type(value) is int and 0 < value // 60 < value % 60:  # to base 60, as YAML 1.1 counts times
             raise ValueError(
                 f'put {value // 60}:{value % 60} in quotes: "{value // 60}:{value % 60}"; YAML reads {value}'
@@ -99,18 +112,46 @@ class Run(Section):
             )
         if self.retargeted and not self.updated:
             raise ValueError("target 'dense' moves weights, but update 'none' keeps them as they were; use an update")
-        try:
-            pattern = self.pattern
-        except GrampruneError as error:  # granularity "matrix" with N:M
-            raise ValueError(str(error)) from error
+        if self.granularity == "matrix" and patterns.grouped(self.sparsity):
+            raise ValueError(
+                f"granularity 'matrix' says where a fraction is counted, but sparsity "
+                f"{patterns.label(self.sparsity)!r} is counted in groups; leave granularity out, or give a fraction"
+            )
         if isinstance(self.mask, MrpMask):
-            self.mask.check(pattern)
+            for value in patterns.values(self.sparsity):
+                self.mask.check(patterns.pattern(value, self.granularity))
         return self
 
+    def at(
+        self,
+        block: int,
+        blocks: int,  # how many there are
+        linears: Iterable[str],  # of the block, that may be pruned
+        dense_inputs: bool = False,  # whether it sees the dense model's inputs: both targets are the same there
+    ) -> Run:
+        """The same run as one block sees it; its sparsity is one value or, where linears differ, by their names."""
+        changes: dict[str, Any] = {"target": OwnTarget(method="own")} if dense_inputs else {}
+        if isinstance(self.sparsity, dict):
+            changes["sparsity"] = patterns.at_block(self.sparsity, block, blocks, linears)
+        return self.model_copy(update=changes)
+
+    def pattern_of(self, linear: str) -> Pattern | None:
+        """A linear's pattern, of a run at a block; none if it stays dense."""
+        value = self.sparsity[linear] if isinstance(self.sparsity, dict) else self.sparsity
+        return patterns.pattern(value, self.granularity)
+
     @property
-    def pattern(self) -> Pattern:
-        """Sparsity and granularity."""
-        return Pattern.parse(self.sparsity, self.granularity)
+    def pattern_label(self) -> tuple[str, str]:
+        """Sparsity and granularity for tables."""
+        return patterns.label(self.sparsity), "group" if patterns.grouped(self.sparsity) else self.granularity
+
+    @property
+    def pattern_slug(self) -> str:
+        """The patterns of a block as a part of a file name."""
+        if isinstance(self.sparsity, dict):
+            return f"mixed-{short(canonical(self.sparsity))}_{self.granularity}"
+        found = patterns.pattern(self.sparsity, self.granularity)
+        return found.slug if found else patterns.DENSE
 
     @property
     def joint(self) -> bool:
@@ -133,18 +174,13 @@ class Run(Section):
         return self.target.method == "dense"
 
     @property
-    def at_dense_inputs(self) -> Run:
-        """The same run in a block that sees the dense model's inputs: both targets are the same there."""
-        return self.model_copy(update={"target": OwnTarget(method="own")})
-
-    @property
     def problem_settings(self) -> dict[str, Any]:
         """Which weights the pruned ones are to be like, and in which dtype that is computed: for all its stages."""
         return {"precision": self.precision, "target": self.target.model_dump()}
 
     @property
     def pattern_settings(self) -> dict[str, Any]:
-        """Where its zeros may be."""
+        """Where its zeros may be, of a run at a block."""
         return {"pattern": self.sparsity, "granularity": self.granularity}
 
     @property
@@ -160,7 +196,7 @@ class Run(Section):
     @property
     def mask_slug(self) -> str:
         """A file name for its masks: the same for all runs with the same mask settings."""
-        parts = [_slug(self.mask, self.pattern.slug)]
+        parts = [_slug(self.mask, self.pattern_slug)]
         if self.precision != "float32":
             parts.append(self.precision)
         if self.retargeted:

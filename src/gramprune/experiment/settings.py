@@ -376,12 +376,13 @@ class Settings(Section):
         for model in self.model:
             rows.append({"model": model.name, "run": "dense"})
             for run in self.runs:
+                pattern, granularity = run.pattern_label
                 recipe = {
                     "mask": run.mask.method,
                     "refine": run.refine.method,
                     "update": run.update.method,
-                    "pattern": str(run.pattern),
-                    "granularity": run.pattern.granularity,
+                    "pattern": pattern,
+                    "granularity": granularity,
                     "propagation": run.propagation,
                     "target": run.target.method,
                     "precision": run.precision,

@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any
 
 from gramprune.errors import GrampruneError
+from gramprune.experiment import patterns
 from gramprune.experiment.names import slug
 from gramprune.experiment.recipes import filled
 
@@ -25,7 +26,8 @@ SAYS_ITSELF = ("recipe", "mask", "refine", "update", "sparsity")
 def name_of(run: dict[str, Any]) -> str:
     """What a run without a name is called: its recipe, or mask, refinement and update, and its sparsity."""
     parts = [run.get("recipe")] if run.get("recipe") else [run.get(key) for key in ("mask", "refine", "update")]
-    return slug("-".join(_texts([*parts, run.get("sparsity")])))
+    sparsity = patterns.label(run.get("sparsity")).replace("; ", "-").replace("*.", "")
+    return slug("-".join(_texts([*parts, sparsity])))
 
 
 def expanded(
@@ -41,31 +43,31 @@ def expanded(
     found: list[Any] = []
     places: list[int] = []
     for place, entry in enumerate(runs):
-        swept = [*_lists(entry)] if isinstance(entry, dict) else []
-        if not swept:
-            found.append(entry)
-            places.append(place)
-            continue
-        count = 1
-        for path, values in swept:
-            count *= len(values)
-            if not values or count > MOST:
-                raise GrampruneError(
-                    f"config: runs[{place}].{'.'.join(path)}: "
-                    + (f"the sweep makes more than {MOST:,} runs; split it" if values else "the list is empty")
-                    + "."
-                )
         reason = ""
-        for values in product(*(values for _, values in swept)):
-            run = _put(entry, swept, values)
-            refused = impossible(filled(run))
+        for run in _combinations(entry, f"config: runs[{place}]"):
+            refused = impossible(filled(run)) if run is not entry else ""
             reason = reason or refused
             if not refused:
                 found.append(run)
                 places.append(place)
+                if places.count(place) > MOST:
+                    raise GrampruneError(f"config: runs[{place}]: the sweep makes more than {MOST:,} runs; split it.")
         if place not in places:
             raise GrampruneError(f"config: runs[{place}]: no combination can be: {reason.rstrip('.')}.")
     return found, places
+
+
+def _combinations(entry: Any, where: str) -> Iterator[Any]:
+    """Every run that an entry stands for; the entry itself, where it has no lists. A value may have lists in it."""
+    swept = [*_lists(entry)] if isinstance(entry, dict) else []
+    if not swept:
+        yield entry
+        return
+    for path, values in swept:
+        if not values:
+            raise GrampruneError(f"{where}.{'.'.join(path)}: the list is empty.")
+    for values in product(*(values for _, values in swept)):
+        yield from _combinations(_put(entry, swept, values), where)
 
 
 def excluded(runs: list[Any], patterns: Any) -> list[bool]:
@@ -98,7 +100,8 @@ def _put(entry: dict[str, Any], swept: list[tuple[tuple[str, ...], list[Any]]], 
             inside[key] = {**inside[key]}
             inside = inside[key]
         inside[path[-1]] = value
-        if "name" in entry or path[0] not in SAYS_ITSELF or len(path) > 1:
+        said = path == path[:1] or path[0] == "sparsity"  # in the name already
+        if "name" in entry or path[0] not in SAYS_ITSELF or not said:
             further += _further(path, value)
     if "name" in entry or further:
         run["name"] = "-".join([str(entry.get("name") or name_of(run)), *filter(None, map(slug, further))])

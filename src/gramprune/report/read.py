@@ -162,8 +162,10 @@ class Results:
 
     def stages_of(self, model: str, run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
         """Stage and what it measured of every linear that a run's result depends on, shared or its own."""
-        for block in range(len(self.layouts[model]["blocks"])):
-            trail, recipe = pipeline.trail_of(run, block), pipeline.recipe_of(run, block)
+        layout = self.layouts[model]
+        for block in range(len(layout["blocks"])):
+            trail = pipeline.trail_of(run, block)
+            recipe = pipeline.recipe_of(run, block, layout, self.settings.exclude)
             keys = [(model, trail, "capture", block, None, None)]
             if not run.joint:
                 keys.append((model, trail, "mask", block, recipe.mask_slug, None))

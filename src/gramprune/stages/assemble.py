@@ -14,9 +14,8 @@ from torch import Tensor
 from gramprune.errors import GrampruneError
 from gramprune.model.checkpoint import pruned_copy
 from gramprune.model.weights import Weights
-from gramprune.pruning.sparsity import Pattern
 from gramprune.stages.fetch import manifest_of
-from gramprune.stages.pruned import pruned_linear
+from gramprune.stages.pruned import dense_linear, patterns_of, pruned_linear
 from gramprune.storage import artifacts, files
 from gramprune.storage.artifacts import Artifact
 
@@ -27,7 +26,7 @@ def assemble(
     model: Path,  # manifest
     weights: list[Path],  # per block: what the run made of it
     checkpoint: Path,  # output folder
-    settings: dict[str, Any],  # the run
+    settings: dict[str, Any],  # run; patterns: per block, its pattern and granularity
     code: str,
 ) -> str:
     """Write the checkpoint's folder, with what was done in `gramprune.json`; return the sparsity for people.
@@ -36,16 +35,15 @@ def assemble(
     """
     manifest = manifest_of(model)
     dense = Weights(manifest["folder"])
-    pattern = Pattern.parse(settings["sparsity"], settings["granularity"])
     blocks = [artifacts.read(p, model=manifest["fingerprint"], block=i) for i, p in enumerate(weights)]
     checkpoint = Path(checkpoint)
     with files.atomic_folder(checkpoint, checkpoint.parent / files.MARK, last=RECIPE) as folder:
         pruned_copy(Path(manifest["folder"]), folder, _stored(blocks, dense))
-        matrices = check_zeros(folder, blocks, dense, pattern)
+        matrices = check_zeros(folder, blocks, dense, settings["patterns"])
         total = sum(m["weights"] for m in matrices)
         zeros = sum(m["zeros"] for m in matrices)
         recipe = {
-            "run": settings,
+            "run": settings["run"],
             "model": manifest,
             "code": code,
             "sparsity": zeros / total,
@@ -67,19 +65,34 @@ def _stored(blocks: list[Artifact], dense: Weights) -> Iterator[tuple[str, Tenso
             yield linear["place"], new.T if linear["transposed"] else new
 
 
-def check_zeros(folder: Path, blocks: list[Artifact], dense: Weights, pattern: Pattern) -> list[dict[str, Any]]:
-    """Count the zeros of every pruned matrix in the files of `folder`, in the stored dtype.
+def check_zeros(
+    folder: Path, blocks: list[Artifact], dense: Weights, patterns: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Count the zeros of every matrix that can be pruned in the files of `folder`, in the stored dtype.
 
     Zero must be what the mask prunes, which must be exactly the pattern. A kept weight may be zero too, if it was in
-    the dense model or the update made it so: `kept_zeros` counts them. Raises GrampruneError otherwise. The files are
-    found and read here without what wrote them: by the package safetensors, from where transformers would load.
+    the dense model or the update made it so: `kept_zeros` counts them. A linear that the run leaves dense must be as it
+    was. Raises GrampruneError otherwise. The files are found and read here without what wrote them: by the package
+    safetensors, from where transformers would load.
     """
     counted = []
-    for index, block in enumerate(blocks):
-        for name, linear in block.provenance["linears"].items():
-            expected, mask = pruned_linear(block, dense, name)
+    for index, (block, asked) in enumerate(zip(blocks, patterns, strict=True)):
+        linears = {**block.provenance["linears"], **block.provenance["dense"]}
+        pruned = patterns_of(asked, linears)
+        for name, linear in linears.items():
             where = f"block {index}, {name}"
-            pattern.check_mask(mask, where)
+            if (name in pruned) != (name in block.provenance["linears"]):
+                found, expected = ("dense", "pruned") if name in pruned else ("pruned", "dense")
+                raise GrampruneError(
+                    f"{where} is {found} in {block.path}, but the run has it {expected}: delete that file to have it "
+                    "made again."
+                )
+            if name in pruned:
+                expected, mask = pruned_linear(block, dense, name)
+                pruned[name].check_mask(mask, where)
+            else:
+                expected = dense_linear(linear, dense)
+                mask = torch.ones_like(expected, dtype=torch.bool)
             found = torch.cat([_loaded(folder, key)[start:stop][::step] for key, start, stop, step in linear["place"]])
             found = found.T if linear["transposed"] else found
             if (found[~mask] != 0).any() or ((found == 0) != (expected == 0)).any():
@@ -88,15 +101,16 @@ def check_zeros(folder: Path, blocks: list[Artifact], dense: Weights, pattern: P
                     f"but the run prunes {int((~mask).sum()):,} and these are not the same places: the artifact "
                     f"{block.path} is damaged; delete it to have it made again."
                 )
-            zeros, pruned = int((found == 0).sum()), int((~mask).sum())
+            zeros = int((found == 0).sum())
             counted.append(
                 {
                     "block": index,
                     "linear": name,
+                    "pattern": str(pruned.get(name, "dense")),
                     "keys": list(dict.fromkeys(key for key, *_ in linear["place"])),
                     "weights": found.numel(),
                     "zeros": zeros,
-                    "kept_zeros": zeros - pruned,
+                    "kept_zeros": zeros - int((~mask).sum()),
                 }
             )
     return counted

@@ -11,9 +11,18 @@ from gramprune.model.weights import Weights
 from gramprune.pruning.gram import layer_error
 from gramprune.pruning.masks import select_mask
 from gramprune.pruning.refine import refine_mask
-from gramprune.pruning.sparsity import Pattern
 from gramprune.stages.fetch import manifest_of
-from gramprune.stages.pruned import each_linear, grams_for, masks_for, measures, plain, read_mask, write_metrics
+from gramprune.stages.pruned import (
+    divided,
+    each_linear,
+    grams_for,
+    masks_for,
+    measures,
+    patterns_of,
+    plain,
+    read_mask,
+    write_metrics,
+)
 from gramprune.storage import artifacts
 
 
@@ -41,15 +50,15 @@ def mask_block(
     if mask is not None:
         parents["mask"] = masks_for(mask, parents["gram"])
     weights = Weights(manifest["folder"])
-    pattern = Pattern.parse(settings["pattern"], settings["granularity"])
     linears = parents["gram"].provenance["linears"]
-    about = {"model": manifest["fingerprint"], "block": block, "linears": linears}
-    shapes = {f"{name}.mask": artifacts.mask_shape(*linear["shape"]) for name, linear in linears.items()}
+    patterns = patterns_of(settings, linears)
+    about = {"model": manifest["fingerprint"], "block": block, **divided(linears, patterns)}
+    shapes = {f"{name}.mask": artifacts.mask_shape(*linears[name]["shape"]) for name in patterns}
     method, options = settings["method"], settings["options"]
     rows = []
     with artifacts.writing(output, shapes, artifacts.provenance("mask", settings, code, parents, **about)) as writer:
-        for name, weight, gram in each_linear(parents["gram"], weights, settings, device):
-            began = time.monotonic()
+        for name, weight, gram in each_linear(parents["gram"], weights, settings, device, patterns):
+            began, pattern = time.monotonic(), patterns[name]
             if mask is None:
                 chosen, measured = select_mask(weight, gram, pattern, method, **options), {}
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,33 @@ from gramprune.errors import GrampruneError
 from gramprune.model import places
 from gramprune.model.weights import Weights
 from gramprune.pruning.gram import Gram, layer_error
+from gramprune.pruning.sparsity import Pattern
 from gramprune.pruning.target import retarget_weight
 from gramprune.storage import artifacts, files
 from gramprune.storage.artifacts import Artifact
+
+
+def patterns_of(settings: dict[str, Any], linears: Iterable[str]) -> dict[str, Pattern]:
+    """The pattern of every linear that is pruned; others stay dense.
+
+    settings: pattern, one value for all linears of the block or a value by linear, where "dense" is one; granularity.
+    """
+    given, granularity = settings["pattern"], settings["granularity"]
+    values = {name: given[name] if isinstance(given, dict) else given for name in linears}
+    return {
+        name: Pattern.parse(value, "group" if ":" in str(value) else granularity)
+        for name, value in values.items()
+        if value != "dense"
+    }
+
+
+def divided(linears: dict[str, Any], pruned: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The linears of a block for an artifact's header: those that are pruned, and those that this run leaves dense."""
+    pruned = set(pruned)
+    return {
+        "linears": {name: linear for name, linear in linears.items() if name in pruned},
+        "dense": {name: linear for name, linear in linears.items() if name not in pruned},
+    }
 
 
 def each_linear(
@@ -25,15 +49,16 @@ def each_linear(
     weights: Weights,
     settings: dict[str, Any],  # precision, target
     device: str,
+    pruned: Iterable[str],  # names; others are left out
 ) -> Iterator[tuple[str, Tensor, Gram]]:
-    """Name, weight (out, in) and Gram matrix of every linear of a block, in the precision that is asked for.
+    """Name, weight (out, in) and Gram matrix of linears of a block, in the precision that is asked for.
 
     The weight is the one that the pruned weight is to be like: the dense one, or what the target makes of it.
     Linears that share a matrix come together: it is read once, its factorisations are computed once, and one is in
     memory at a time.
     """
     dtype, target = getattr(torch, settings["precision"]), settings["target"]
-    block, linears = grams.provenance["block"], grams.provenance["linears"]
+    block, linears = grams.provenance["block"], divided(grams.provenance["linears"], pruned)["linears"]
     for first in sorted({linear["gram"] for linear in linears.values()}):
         sums = grams.read(f"{first}.sum").to(device, dtype)
         gram = Gram(grams.read(first).to(device, dtype), f"block {block}, {first}", sums, grams.provenance["tokens"])

@@ -13,10 +13,19 @@ from gramprune.model.weights import Weights
 from gramprune.pruning.gram import layer_error
 from gramprune.pruning.joint import prune_weight
 from gramprune.pruning.numerics import finite
-from gramprune.pruning.sparsity import Pattern
 from gramprune.pruning.updates import update_weight
 from gramprune.stages.fetch import manifest_of
-from gramprune.stages.pruned import each_linear, grams_for, masks_for, measures, plain, read_mask, write_metrics
+from gramprune.stages.pruned import (
+    divided,
+    each_linear,
+    grams_for,
+    masks_for,
+    measures,
+    patterns_of,
+    plain,
+    read_mask,
+    write_metrics,
+)
 from gramprune.storage import artifacts
 
 
@@ -47,18 +56,19 @@ def update_block(
         parents["mask"] = masks_for(mask, parents["gram"])
     weights = Weights(manifest["folder"])
     linears = parents["gram"].provenance["linears"]
-    shapes = {f"{name}.mask": artifacts.mask_shape(*linear["shape"]) for name, linear in linears.items()}
-    for name, linear in linears.items():
-        shapes[f"{name}.weight"] = (places.dtype(linear["place"], weights), tuple(linear["shape"]))
-    about = {"model": fingerprint, "block": block, "linears": linears, "damping": {}}
+    patterns = patterns_of(settings, linears) if mask is None else {}
+    pruned = parents["mask"].provenance["linears"] if mask is not None else patterns
+    shapes = {f"{name}.mask": artifacts.mask_shape(*linears[name]["shape"]) for name in pruned}
+    for name in pruned:
+        shapes[f"{name}.weight"] = (places.dtype(linears[name]["place"], weights), tuple(linears[name]["shape"]))
+    about = {"model": fingerprint, "block": block, **divided(linears, pruned), "damping": {}}
     written = artifacts.provenance("weights", settings, code, parents, **about)
     rows = []
     with artifacts.writing(output, shapes, written) as writer:
-        for name, weight, gram in each_linear(parents["gram"], weights, settings, device):
+        for name, weight, gram in each_linear(parents["gram"], weights, settings, device, pruned):
             began = time.monotonic()
             if mask is None:
-                pattern = Pattern.parse(settings["pattern"], settings["granularity"])
-                kept, new, stats = prune_weight(weight, gram, pattern, settings["method"], **settings["options"])
+                kept, new, stats = prune_weight(weight, gram, patterns[name], settings["method"], **settings["options"])
             else:
                 kept = read_mask(parents["mask"], name).to(device)
                 new, stats = update_weight(weight, gram, kept, settings["method"], **settings["options"])
