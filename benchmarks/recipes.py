@@ -3,13 +3,16 @@
     python benchmarks/recipes.py errors     --model FOLDER --calibration TEXT 0.6 2:4
     python benchmarks/recipes.py perplexity --model FOLDER --calibration TEXT --evaluation TEXT 0.5 0.6 0.7 2:4
     python benchmarks/recipes.py samples    --model FOLDER --calibration TEXT --evaluation TEXT 0.6
+    python benchmarks/recipes.py named      --model FOLDER --calibration TEXT --evaluation TEXT 0.5 0.6 2:4
     python benchmarks/recipes.py granularity --model FOLDER --calibration TEXT --evaluation TEXT 0.5 0.6 0.7
 
 Texts are .txt, .jsonl or .parquet files. `errors`: on the dense model's activations, the layer error of every mask and
 refinement with every update, as the geometric mean over all linears relative to the mask wanda without an update;
 `--layers FILE` keeps those of every linear as CSV. (mrp's solution M is exact, damped otherwise, and left out.)
 `perplexity`: by the papers' protocol, each block calibrated on what the pruned blocks before it give. `samples`: the
-same for a few recipes over the number of calibration sequences. `granularity`: sparsity counted in rows against over
+same for a few recipes over the number of calibration sequences. `named`: perplexities of the recipes that a run can
+name, fractions counted in rows and over the matrix, and the seconds that each takes to prune the model once.
+`granularity`: sparsity counted in rows against over
 the matrix, layer errors as above and, with an evaluation text, perplexities. `--blocks` takes the first ones. Tables
 are printed as Markdown; rows as they come to the log. The whole model is in memory, and one process does it all: for
 models of a laptop's size.
@@ -29,6 +32,7 @@ import torch
 
 import gramprune as gp
 from gramprune.evaluation.perplexity import perplexity, windows
+from gramprune.experiment.recipes import RECIPES as NAMED
 from gramprune.experiment.settings import Dataset
 from gramprune.model.blocks import inputs_of, is_transposed, linears, open_blocks, shared_inputs
 from gramprune.pruning import joint, masks, methods
@@ -83,7 +87,7 @@ OVER_SAMPLES = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["errors", "perplexity", "samples", "granularity"])
+    parser.add_argument("what", choices=["errors", "perplexity", "samples", "named", "granularity"])
     parser.add_argument("patterns", nargs="+", help="such as 0.6 or 2:4")
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--calibration", required=True, type=Path)
@@ -102,13 +106,34 @@ def main() -> None:
         print(table(errors(arguments, patterns, layer_errors)))
     elif arguments.what == "perplexity":
         print(table(perplexities(arguments, patterns, RECIPES, [arguments.samples])))
+    elif arguments.what == "named":
+        print(
+            table(
+                perplexities(
+                    arguments, both_granularities(patterns), list(map(recipe_named, NAMED)), [arguments.samples]
+                )
+            )
+        )
     elif arguments.what == "granularity":
         print(table(errors(arguments, patterns, granularity_errors)))
         if arguments.evaluation:
-            both = [gp.Pattern.parse(p.sparsity, granularity) for p in patterns for granularity in GRANULARITIES]
-            print(table(perplexities(arguments, both, BY_GRANULARITY, [arguments.samples])))
+            print(table(perplexities(arguments, both_granularities(patterns), BY_GRANULARITY, [arguments.samples])))
     else:
         print(table(perplexities(arguments, patterns, OVER_SAMPLES, [16, 64, 256])))
+
+
+def both_granularities(patterns: list[gp.Pattern]) -> list[gp.Pattern]:
+    """Fractions in rows and over the matrix; N:M as it is."""
+    return [
+        pattern if pattern.group else gp.Pattern.parse(pattern.sparsity, granularity)
+        for pattern in patterns
+        for granularity in (["group"] if pattern.group else GRANULARITIES)
+    ]
+
+
+def recipe_named(name: str) -> tuple[str, ...]:
+    keys = {"refine": "none", "update": "none", "target": "own", **NAMED[name]}
+    return keys["mask"], keys["refine"], keys["update"], keys["target"], name
 
 
 def table(cells: dict[str, dict[str, float]]) -> str:
@@ -223,6 +248,8 @@ def granularity_errors(weight: torch.Tensor, gram: gp.Gram, pattern: gp.Pattern)
 
 
 def named(recipe: tuple) -> str:
+    if len(recipe) > 4:
+        return recipe[4]
     return " + ".join(part for part in recipe[:3] if part != "none") + (", dense target" * (recipe[3] == "dense"))
 
 
@@ -256,10 +283,13 @@ def perplexities(
             tokens = calibrated(arguments, count)
             for pattern in patterns:
                 started = time.perf_counter()
-                value = measured(pruned_model(arguments, tokens, pattern, recipe))
+                made = pruned_model(arguments, tokens, pattern, recipe)
+                seconds = time.perf_counter() - started
+                value = measured(made)
                 column = columns[pattern] if len(samples) == 1 else f"{columns[pattern]}, {count} samples"
                 rows.setdefault(label, {})[column] = value
-                seconds = time.perf_counter() - started
+                if len(recipe) > 4:
+                    rows[label][f"{column}, s"] = seconds
                 print(f"{label} | {column} | {value:.3f} | {seconds:.0f} s", file=sys.stderr, flush=True)
     return rows
 
@@ -283,7 +313,7 @@ def pruned_model(
 
 
 def pruned(weight: torch.Tensor, gram: gp.Gram, cross, pattern: gp.Pattern, recipe: tuple) -> torch.Tensor:
-    method, refinement, update, target = recipe
+    method, refinement, update, target, *_ = recipe
     if target == "dense":
         weight = gp.retarget_weight(weight, gram, cross)
     if update == "joint":
