@@ -87,7 +87,7 @@ def _per_run(records: list[dict[str, Any]], title: str, kind: str, error: str | 
 def _color(field: str, values: list[str]) -> alt.Color:
     """A color for every value, the same in all panels, and a legend that has room for all of them."""
     colors = [COLORS[place % len(COLORS)] for place in range(len(values))]
-    legend = alt.Legend(labelLimit=280, symbolLimit=0, columns=1 + len(values) // 24)
+    legend = alt.Legend(labelLimit=360, symbolLimit=0, columns=1 + len(values) // 24)
     return alt.Color(f"{field}:N", scale=alt.Scale(domain=values, range=colors), legend=legend)
 
 
@@ -128,7 +128,9 @@ def sparsity(results: list[Results]) -> alt.TopLevelMixin | None:
     runs = [record for record in _measured(results, "perplexity_") if record["run"] != "dense"]
     if len({record["sparsity"] for record in runs}) < 2:
         return None  # a line needs two points
-    x = alt.X("sparsity:Q", axis=alt.Axis(format="~%"), scale=alt.Scale(zero=False, padding=12))
+    at = sorted({round(record["sparsity"], 2) for record in runs})
+    axis = alt.Axis(format="~%", labelOverlap="greedy", **({"values": at} if len(at) <= 12 else {}))
+    x = alt.X("sparsity:Q", axis=axis, scale=alt.Scale(zero=False, padding=12))
     charts = []
     for base, recipe, shape, opacity, shown, chosen in _by_recipe(runs, "sparsity"):
         base = base.encode(x=x)
