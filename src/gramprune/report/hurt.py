@@ -61,10 +61,6 @@ def sentences(results: list[Results]) -> list[str]:
 
 
 def _percent(share: float) -> str:
-    return (
-        f"{100 * share:.2g}\u00a0%"
-        if share < 0.995
-        else f"{100 * share:.0f}\u00a0%"
-        if share < 10
-        else f"{share:.3g} times"
-    )
+    if share >= 10:
+        return f"{share:.3g} times"
+    return f"{100 * share:.{2 if share < 0.995 else 3}g}\u00a0%"  # the space: no line ends there
