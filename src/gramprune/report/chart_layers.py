@@ -70,7 +70,7 @@ def _heat_map(
     best: dict[str, list[str]] = defaultdict(list)
     for one, model, run in best_runs(results):
         best[names[id(one), model]].append(run.name)
-    charts = []
+    charts, legend = [], alt.Legend(format=".2~g")
     for place, model in enumerate(dict.fromkeys(record["model"] for record in records)):
         found = [record for record in records if record["model"] == model and record.get(field)]
         if not found:
@@ -98,7 +98,7 @@ def _heat_map(
             .encode(
                 x=alt.X("block:O", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
                 y=alt.Y("linear:N", sort=order[model], title=None, axis=alt.Axis(labelLimit=200)),
-                color=alt.Color(f"{field}:Q", title=title, scale=alt.Scale(scheme=scheme, **scale)),
+                color=alt.Color(f"{field}:Q", title=title, scale=alt.Scale(scheme=scheme, **scale), legend=legend),
                 tooltip=["run:N", "block:O", "linear:N", alt.Tooltip(f"{field}:Q", format=".4g")],
             )
             .add_params(choice)
