@@ -48,6 +48,7 @@ def test_a_configuration_to_begin_with_is_right_and_says_why(own):
         assert reason in written
     said = gramprune("check", "my.yaml", folder=own)
     assert said.splitlines()[-1] == "my.yaml is right: 6 runs of my-model" and "best-2of4" in said
+    assert not (own / "results").exists()
 
 
 def test_new_takes_the_recipe_and_the_hubs_texts_that_it_is_told(own):
