@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
@@ -50,7 +51,7 @@ def answer(results: list[Results]) -> str:
     titles += [(name, True) for name in spent.values()]
     boxes = " ".join(f"<label><input type=checkbox checked> {escape(title)}</label>" for title, _ in titles[1:])
     notes = "".join(f"<p>{note}</p>" for note in legend(rows, figures))
-    said = "".join(f"<li>{sentence}</li>" for sentence in takes(results))
+    said = "".join(f"<li>{sentence}</li>" for sentence in takes(results, html=True))
     return (
         f"<h2 id=answer>Runs</h2><ul class=take>{said}</ul><p>★: the best run of every model and pattern; where "
         "intervals overlap, that says little. Below a perplexity: how much higher than dense, with a 95 % interval "
@@ -60,8 +61,15 @@ def answer(results: list[Results]) -> str:
     )
 
 
-def takes(results: list[Results]) -> list[str]:
-    """For every model, text and pattern: which run to take, what it costs, and which cheaper one comes near."""
+def takes(results: list[Results], html: bool = False) -> list[str]:
+    """For every model, text and pattern: which run to take, what it costs, and which cheaper one comes near.
+
+    html: as a page has it, else plain text.
+    """
+
+    def marked(tag: str, text: str) -> str:
+        return f"<{tag}>{escape(text)}</{tag}>" if html else text
+
     said = []
     rows = rows_of(results)
     for name in (name for name in tables.shown(rows) if name.startswith("perplexity_")):
@@ -73,17 +81,22 @@ def takes(results: list[Results]) -> list[str]:
             dense = next((r[name] for r in rows if r["run"] == "dense" and r.get(f"same_{name}") == same), None)
             several = len({row["model"] for row in rows}) > 1
             where = f"{model}, {pattern}" if several else pattern
-            said.append(f"<b>{escape(where)}</b>: {_taken(found, name, dense)}.")
+            said.append(f"{marked('b', where)}: {_taken(found, name, dense, marked)}.")
     return said
 
 
-def _taken(found: list[dict[str, Any]], name: str, dense: float | None) -> str:
+def _taken(
+    found: list[dict[str, Any]],
+    name: str,
+    dense: float | None,
+    marked: Callable[[str, str], str],  # a text with an HTML tag around it, where a page is written
+) -> str:
     """Which of some runs to take, by one figure, and the cheaper one that comes nearest."""
     ranked = sorted(found, key=lambda row: row[name])
     best = ranked[0]
     text = name.removeprefix("perplexity_").replace("_", " ")
     beside = f", dense {tables.cell(name, {name: dense})}" if dense is not None else ""
-    what = f"<code>{escape(best['run'])}</code>: perplexity {tables.cell(name, best)} on {escape(text)}{beside}"
+    what = f"{marked('code', best['run'])}: perplexity {tables.cell(name, best)} on {marked('span', text)}{beside}"
     sentence = f"take {what}" if len(ranked) > 1 else what
     hours = _cost(best).get("hours")
     cheaper = [r for r in ranked[1:] if hours and _cost(r) and _cost(r)["hours"] < 0.7 * hours]
@@ -91,7 +104,7 @@ def _taken(found: list[dict[str, Any]], name: str, dense: float | None) -> str:
         next_best = cheaper[0]
         more = next_best[name] - best[name]
         share = f"{_cost(next_best)['hours'] / hours:.0%} of its {duration(3600 * hours)}"
-        sentence += f"; <code>{escape(next_best['run'])}</code> is {more:.3g} above it for {share}"
+        sentence += f"; {marked('code', next_best['run'])} is {more:.3g} above it for {share}"
     return sentence
 
 
