@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
-from html import escape
+from html import escape, unescape
 from typing import Any
 
 from gramprune.progress import duration
@@ -94,6 +95,11 @@ def takes(results: list[Results]) -> list[str]:
             where = f"{model}, {pattern}" if several else pattern
             said.append(f"<b>{escape(where)}</b>: {'; '.join(parts)}.")
     return said
+
+
+def plain(sentence: str) -> str:
+    """A sentence as the screen has it: without the page's tags."""
+    return unescape(re.sub(r"<[^>]*>", "", sentence))
 
 
 def _ranked(found: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
