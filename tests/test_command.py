@@ -82,7 +82,7 @@ def test_plan_and_status_answer_as_their_targets_do_and_print_nothing_else(copy)
 
 def test_the_summary_says_which_run_to_take_in_the_words_of_the_page(clone):
     said = gramprune("summary", folder=clone.folder).splitlines()
-    [takes] = re.findall("<ul class=take>(.*?)</ul>", (clone.folder / "results/report.html").read_text())
+    takes = re.findall("<ul class=take>(.*?)</ul>", (clone.folder / "results/report.html").read_text())[0]
     sentences = [html.unescape(re.sub("<[^>]*>", "", item)) for item in takes.split("</li>")[:-1]]
     assert [sentence.split(": ")[0] for sentence in sentences] == ["0.5", "2:4"]
     assert [line for line in said if line in sentences] == sentences
