@@ -46,7 +46,9 @@ class Run(Section):
         "or both (`block 0 *.down_proj`): the nearest that fits a linear holds, a block before linears."
     )
     granularity: Literal["row", "matrix"] = Field(
-        "row", description="Where a fraction is counted: in every output row, or in the whole matrix. Not for N:M."
+        "row",
+        description="Where a fraction is counted: in every output row, or in the whole matrix. Not for N:M. `row` is "
+        "what Wanda's authors take, and better for masks without an update; with one, try both (docs/methods.md).",
     )
     mask: MaskMethod = Field(description="How the kept weights are chosen.")
     refine: RefineMethod = Field(NoRefinement(method="none"), description="How the mask is improved.")
