@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from gramprune.errors import GrampruneError
 from gramprune.model.keys import Keys
@@ -32,7 +31,7 @@ class Blocks:
     """A model without weights, and the means to execute one of its blocks.
 
     whole: as `empty_model` makes it. source: where values come from.
-    Raises GrampruneError if the blocks cannot be found or have parts that cannot be pruned yet.
+    Raises GrampruneError if the blocks cannot be found or share parameters.
     """
 
     def __init__(self, whole: PreTrainedModel, source: Source, device: str = "cpu"):
@@ -45,7 +44,6 @@ class Blocks:
         """Name of the list of blocks in the model: the parameters of block 3 start with `{prefix}.3.`"""
         self.dtype, self.device, self._source = whole.dtype, device, source
         self._blocks = list(self._list)
-        _refuse_fused(self._blocks, config)
         _refuse_shared(whole, self.prefix)
         base, inside = _parameters(self.model), _parameters(self._list)
         tied = getattr(whole, "all_tied_weights_keys", {})  # each is another parameter, once more
@@ -68,15 +66,15 @@ class Blocks:
         return self._blocks[index]
 
     @contextmanager
-    def loaded(self, index: int, replace: Callable[[str], Tensor | None] | None = None) -> Iterator[nn.Module]:
+    def loaded(self, index: int, change: Callable[[str, Tensor], None] | None = None) -> Iterator[nn.Module]:
         """Block `index` with its values in memory; until the end of the `with`, `forward` executes it.
 
-        replace: from a linear's name to the weight (out, in) that it gets instead of the model's, or to None.
+        change: is given every parameter's name in the block and its values, in the stored dtype, and may change them.
         """
         block, stub = self._blocks[index], self._list[index]
         empty = dict(block.named_parameters())
         try:
-            self._fill(block, f"{self.prefix}.{index}.", replace)
+            self._fill(block, f"{self.prefix}.{index}.", change)
             block.to(self.device)
             self._list[index] = self._loaded = block
             if index:  # the stubs before it must know; those after it learn from its first pass
@@ -122,15 +120,10 @@ class Blocks:
         if self._members is None:
             self.forward(torch.zeros(1, 2, dtype=torch.int64))
 
-    def _fill(self, module: nn.Module, prefix: str, replace: Callable[[str], Tensor | None] | None = None) -> None:
+    def _fill(self, module: nn.Module, prefix: str, change: Callable[[str, Tensor], None] | None = None) -> None:
         """Give a module's parameters their values, and its buffers those that the checkpoint has."""
         for name, tensor in [*module.named_parameters(), *_persistent_buffers(module)]:
-            linear, _, kind = name.rpartition(".")
-            values = replace(linear) if replace and kind == "weight" else None
-            if values is None:
-                values = self._source(prefix + name, tensor)
-            elif is_transposed(module.get_submodule(linear)):
-                values = values.T.contiguous()
+            values = self._source(prefix + name, tensor)
             if values is None:
                 if tensor.is_meta:
                     raise GrampruneError(
@@ -142,6 +135,8 @@ class Blocks:
                 raise GrampruneError(
                     f"{prefix}{name} is {list(values.shape)} in the checkpoint, {list(tensor.shape)} by config.json."
                 )
+            if change:
+                change(name, values)
             _put(module, name, values.to(self.dtype) if tensor.is_meta else values.to(tensor.dtype))
 
 
@@ -175,41 +170,6 @@ def open_blocks(folder: Path | str, dtype: str = "auto", device: str = "cpu") ->
     return Blocks(model, keys.read, device), keys
 
 
-def linears(block: nn.Module) -> dict[str, nn.Module]:
-    """The prunable modules of a block by name: nn.Linear, and GPT-2's transposed Conv1D."""
-    return {name: m for name, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
-
-
-def is_transposed(linear: nn.Module) -> bool:
-    """Whether the stored weight is (in, out)."""
-    return isinstance(linear, Conv1D)
-
-
-def weight_of(linear: nn.Module) -> Tensor:
-    """A linear's weight as (out, in)."""
-    return linear.weight.T if is_transposed(linear) else linear.weight
-
-
-@contextmanager
-def inputs_of(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """A table, filled during a forward pass, from every linear that was called to its input (..., in)."""
-    inputs: dict[str, Tensor] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda module, args, name=name: inputs.update({name: args[0]}))
-        for name, module in modules.items()
-    ]
-    try:
-        yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def shared_inputs(inputs: dict[str, Tensor]) -> dict[str, str]:
-    """From every linear to the first one whose input is the very same tensor."""
-    return {name: next(other for other, x in inputs.items() if x is tensor) for name, tensor in inputs.items()}
-
-
 def _find_blocks(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.ModuleList]:
     """The outermost ModuleList that is as long as the config says, and its name."""
     count = config.get_text_config().num_hidden_layers
@@ -221,18 +181,6 @@ def _find_blocks(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.Mo
             f"{outermost or 'none'}; this architecture is not supported."
         )
     return outermost[0], found[outermost[0]]
-
-
-def _refuse_fused(blocks: list[nn.Module], config: PreTrainedConfig) -> None:
-    """Raises GrampruneError for experts that are fused into 3-D parameters, which no hook sees."""
-    for index, block in enumerate(blocks):
-        for name, module in block.named_modules():
-            fused = [n for n, p in module.named_parameters(recurse=False) if p.ndim >= 3]
-            if fused and not isinstance(module, nn.modules.conv._ConvNd):
-                raise GrampruneError(
-                    f"model type {config.model_type}: block {index} fuses its experts into {name}.{fused[0]}; "
-                    "mixture-of-experts models cannot be pruned yet."
-                )
 
 
 def _refuse_shared(model: PreTrainedModel, prefix: str) -> None:
