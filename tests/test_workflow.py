@@ -177,8 +177,8 @@ def test_the_stages_see_every_linear_in_the_precision_and_with_the_target_of_the
     grams = artifacts.read(clone.folder / "results/tiny/aimed/block_001/gram.safetensors")
     linears = grams.provenance["linears"]
     for target in ({"method": "own"}, {"method": "dense", "pull": 0.3}):
-        seen = []
-        for name, weight, gram in each_linear(grams, weights, {"precision": precision, "target": target}, "cpu"):
+        seen, chosen = [], {"precision": precision, "target": target}
+        for name, weight, gram in each_linear(grams, weights, chosen, "cpu", linears):
             first = linears[name]["gram"]
             expected = dense_linear(linears[name], weights).to(dtype)
             if target["method"] == "dense":
@@ -192,7 +192,7 @@ def test_the_stages_see_every_linear_in_the_precision_and_with_the_target_of_the
         assert sorted(seen) == sorted(linears)
     plain = artifacts.read(clone.folder / "results/tiny/chain/block_001/gram.safetensors")
     with pytest.raises(gp.GrampruneError, match=r"holds no 'mlp.down_proj.cross' but"):
-        next(each_linear(plain, weights, {"precision": precision, "target": target}, "cpu"))
+        next(each_linear(plain, weights, chosen, "cpu", linears))
 
 
 def test_stages_that_need_no_transformers_do_not_import_it(clone):
