@@ -106,11 +106,13 @@ def test_the_layout_from_config_alone_names_the_linears_that_are_pruned(model, t
     assert len(found["blocks"]) == len(entered) == 3
     with safe_open(sorted(model.glob("*.safetensors"))[0], "pt") as file:
         assert file.keys()
-    blocks, keys = open_blocks(model)
+    blocks, _ = open_blocks(model)
     for index, block in enumerate(found["blocks"]):
+        parameters = dict(blocks[index].named_parameters())
         for name, linear in block["linears"].items():
-            shape = keys.weights.shape(keys.keys(f"{blocks.prefix}.{index}.{name}.weight")[0])
-            assert sorted(shape) == sorted((linear["rows"], linear["columns"]))
+            shape = parameters[name if name in parameters else f"{name}.weight"].shape
+            assert shape.numel() == linear["rows"] * linear["columns"] * linear.get("experts", 1)
+            assert {linear["rows"], linear["columns"]} == {*shape[-2:]} or (linear.get("experts") and shape[1:])
 
 
 @pytest.mark.bits
@@ -141,8 +143,11 @@ def prune_in_stages(folder, tokens, run, work):
     written = artifacts.provenance("calibrate", {}, "code", {}, model=fingerprint)
     artifacts.write(work / "tokens", {"tokens": tokens}, written)
     recipe = Run.model_validate(run)
+    linears = layout.describe(json.loads((folder / "config.json").read_text()))["blocks"]
     common = {"model": manifest, "tokens": work / "tokens", "labels": {}, "code": "code", "device": "cpu"}
     common["metrics"] = work / "metrics.json"
+
+    seen = {"dtype": "auto", "accumulate": "float32", "min_tokens": 1}
 
     def captured(trail, block, before, weights, dense):
         at = {name: work / f"{trail}_{block}_{name}" for name in ("inputs", "gram")}
@@ -154,7 +159,7 @@ def prune_in_stages(folder, tokens, run, work):
             grams=at["gram"],
             trail=trail,
             block=block,
-            settings={"dtype": "auto", "accumulate": "float32", "exclude": []},
+            settings={**seen, "linears": list(linears[block]["linears"])},
             batch_size=2,
             **common,
         )

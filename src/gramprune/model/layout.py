@@ -201,7 +201,7 @@ def _linears(seen: Any, tokens: int) -> dict[str, dict[str, Any]]:
 
 
 def _routes(name: str, matrix: Any, experts: set[tuple[str, int]]) -> bool:
-    """Whether a matrix is a gate, which has one output, or a router: beside experts, with an output for each of them."""
+    """Whether a matrix is a gate, which has one output, or a router, which has one for each expert beside it."""
     rows = matrix.shape[0]
     return rows == 1 or (matrix.parts == 1 and (name.partition(".")[0], rows) in experts)
 

@@ -66,7 +66,8 @@ def each_linear(
     for first in sorted({linear["gram"] for linear in linears.values()}):
         sums = grams.read(f"{first}.sum").to(device, dtype)
         gram = Gram(grams.read(first).to(device, dtype), f"block {block}, {first}", sums, _tokens(linears, first))
-        aims = target["method"] == "dense" and f"{first}.cross" in grams.names  # experts have none
+        of_expert = any(linear["part"] is not None for linear in linears.values() if linear["gram"] == first)
+        aims = target["method"] == "dense" and not of_expert  # a token may go to other experts in the dense model
         cross = grams.read(f"{first}.cross").to(device, dtype) if aims else None
         for name, linear in linears.items():
             if linear["gram"] == first:
