@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from gramprune.experiment.run import Run
 from gramprune.model import layout
-from gramprune.model.blocks import open_blocks
+from gramprune.model.blocks import HIDDEN, open_blocks
 from gramprune.stages.assemble import assemble
 from gramprune.stages.capture import capture
 from gramprune.stages.fetch import fetch_model
@@ -83,9 +83,9 @@ def test_a_block_alone_gives_the_bits_of_the_whole_model(model, tokens):
     blocks, _ = open_blocks(model)
     for index in reversed(range(len(blocks))):
         with blocks.loaded(index):
-            first, output = blocks.forward(tokens, entered[index] if index else None)
-        assert torch.equal(first, entered[index])
-        assert torch.equal(output, left[index])
+            first, output = blocks.forward(tokens, {HIDDEN: entered[index]} if index else None)
+        assert torch.equal(first[HIDDEN], entered[index])
+        assert torch.equal(output[HIDDEN], left[index])
 
 
 @pytest.mark.bits
@@ -95,7 +95,7 @@ def test_a_block_alone_gives_the_whole_models_outputs_to_the_last_places_whereve
     blocks, _ = open_blocks(model)
     for index in range(len(blocks)):
         with blocks.loaded(index):
-            output = blocks.forward(tokens, entered[index])[1]
+            output = blocks.forward(tokens, {HIDDEN: entered[index]})[1][HIDDEN]
         unit = torch.finfo(output.dtype).eps * left[index].abs().max().double()
         assert (output.double() - left[index].double()).abs().max() <= 4 * unit
 
@@ -196,4 +196,4 @@ def test_a_checkpoint_without_the_base_models_name_in_its_keys_is_read(tmp_path,
     entered, left = hidden_states(tmp_path, tokens)
     blocks, _ = open_blocks(tmp_path)
     with blocks.loaded(2):
-        assert torch.equal(blocks.forward(tokens, entered[2])[1], left[2])
+        assert torch.equal(blocks.forward(tokens, {HIDDEN: entered[2]})[1][HIDDEN], left[2])

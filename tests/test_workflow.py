@@ -155,7 +155,7 @@ def test_stored_sums_and_cross_products_are_those_of_the_linears_inputs(clone, t
         for trail in ("aimed", "dense"):
             hidden = artifacts.read(folder / trail / "block_001/inputs.safetensors").read("hidden")
             with Products(module) as seen:
-                blocks.forward(tokens, hidden)
+                blocks.forward(tokens, {"hidden": hidden})
             inputs.append({name: x.double() for name, (x,) in seen.inputs.items()})
     gram = artifacts.read(folder / "aimed/block_001/gram.safetensors")
     for linear in gram.provenance["linears"].values():

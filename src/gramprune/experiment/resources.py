@@ -153,8 +153,8 @@ def tokens(settings: Settings) -> int:
 
 
 def hidden_bytes(layout: dict[str, Any], settings: Settings) -> float:
-    """The hidden states that enter one block."""
-    return tokens(settings) * layout["width"] * width(layout, settings)
+    """What enters one block: hidden states, and what else earlier blocks have left."""
+    return tokens(settings) * layout["flow"] * width(layout, settings)
 
 
 def gram_bytes(layout: dict[str, Any], settings: Settings, block: int, crossed: bool = False) -> float:

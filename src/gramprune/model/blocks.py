@@ -9,19 +9,26 @@ one machine with as many threads and weights that lie alike in memory; elsewhere
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gramprune.errors import GrampruneError
 from gramprune.model.keys import Keys
 from gramprune.model.loading import compute_dtype, empty_model, parse_config
 from gramprune.model.weights import Weights
+
+HIDDEN = "hidden"
+Flow = dict[str, Tensor]
+"""What goes from block to block: the hidden states (batch, length, …), and what blocks leave for later ones in a
+mapping that they are all given, such as keys and values that several share (batch, …)."""
 
 Source = Callable[[str, Tensor], Tensor | None]
 """(name in the model, the tensor without values) -> its values on the CPU, None where there are none."""
@@ -49,14 +56,20 @@ class Blocks:
         tied = getattr(whole, "all_tied_weights_keys", {})  # each is another parameter, once more
         everything = sum(parameter.numel() for name, parameter in whole.named_parameters() if name not in tied)
         self.width: int = config.get_text_config().hidden_size
+        self.shape: tuple[int, ...] = (self.width,)
+        """Of the hidden states of one token; most models have one vector for each, some several."""
         self.sizes = {"outside": base - inside, "head": everything - base}
         """Numbers of parameters that are in no block; `head` is all that does not feed the blocks and is not tied."""
         self._members: int | None = None  # of what a block returns: 0 for a tensor, else the tuple's length
+        self.beside: tuple[Any, ...] = ()
+        """What the last block gave beside hidden states; stubs give None instead, or `instead`."""
+        self.instead: tuple[Any, ...] | None = None
         self._loaded: nn.Module | None = None
         for index, block in enumerate(self._blocks):
             self._list[index] = _Skip(block, self)
         self._fill(self.model, f"{prefix}." if prefix else "")  # what is left now stands outside the blocks
         self.model.to(device)
+        self._learn_shape()
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -77,8 +90,6 @@ class Blocks:
             self._fill(block, f"{self.prefix}.{index}.", change)
             block.to(self.device)
             self._list[index] = self._loaded = block
-            if index:  # the stubs before it must know; those after it learn from its first pass
-                self._learn_members()
             yield block
         finally:
             self._list[index], self._loaded = stub, None
@@ -89,20 +100,37 @@ class Blocks:
     def forward(
         self,
         tokens: Tensor,  # (batch, length) int64
-        hidden: Tensor | None = None,  # (batch, length, width) to enter the block; by default the model's own
-    ) -> tuple[Tensor, Tensor]:
-        """What entered the loaded block and what left it, (batch, length, width) each, on the device."""
-        entered = left = None
+        entering: Flow | None = None,  # what is to enter the block; by default the model's own
+    ) -> tuple[Flow, Flow]:
+        """What entered the loaded block and what left it, on the device."""
+        if self._members is None and self._loaded is not self._blocks[0]:
+            with _disable_current_modes():  # nobody is to see this pass
+                self._pass(tokens[:1], entering and {name: tensor[:1] for name, tensor in entering.items()})
+        return self._pass(tokens, entering)
+
+    def _pass(self, tokens: Tensor, entering: Flow | None) -> tuple[Flow, Flow]:
+        entered: Flow = {}
+        left: Flow = {}
+        mappings: dict[str, tuple[MutableMapping, dict]] = {}
 
         def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-            nonlocal entered
-            entered = (args[0] if args else kwargs["hidden_states"]) if hidden is None else hidden.to(self.device)
-            return ((entered, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": entered})
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if entering is not None:
+                hidden = entering[HIDDEN].to(self.device).movedim((0, 1), self._dimensions)
+            for name, mapping in kwargs.items():
+                if isinstance(mapping, MutableMapping):
+                    mapping.update(_nested(entering or {}, name, self.device))
+                    mappings[name] = mapping, dict(mapping)
+            entered.update(entering or {}, **{HIDDEN: hidden.movedim(self._dimensions, (0, 1))})
+            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         def leave(module: nn.Module, args: tuple, output: Any) -> None:
-            nonlocal left
-            left = output[0] if isinstance(output, tuple) else output
+            hidden = output[0] if isinstance(output, tuple) else output
             self._members = len(output) if isinstance(output, tuple) else 0
+            self.beside = output[1:] if isinstance(output, tuple) else ()
+            left.update(entering or {}, **{HIDDEN: hidden.movedim(self._dimensions, (0, 1))})
+            for name, (mapping, before) in mappings.items():
+                left.update(_flat({key: v for key, v in mapping.items() if before.get(key) is not v}, name))
 
         hooks = [
             self._loaded.register_forward_pre_hook(enter, with_kwargs=True),
@@ -115,10 +143,28 @@ class Blocks:
                 hook.remove()
         return entered, left
 
-    def _learn_members(self) -> None:
-        """Find out from the first loaded block whether blocks return a tensor or a tuple; stubs do the same."""
-        if self._members is None:
-            self.forward(torch.zeros(1, 2, dtype=torch.int64))
+    @torch.no_grad()
+    def _learn_shape(self) -> None:
+        """Find out what shape hidden states have: with the sequences grows one dimension, with their length another."""
+
+        class Enough(Exception):
+            pass
+
+        def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            shapes.append((args[0] if args else kwargs["hidden_states"]).shape)
+            raise Enough
+
+        shapes: list[torch.Size] = []
+        hook = self._list[0].register_forward_pre_hook(note, with_kwargs=True)
+        for size in ((1, 2), (2, 2), (1, 3)):
+            with suppress(Enough):
+                self.model(input_ids=torch.zeros(size, dtype=torch.int64, device=self.device), use_cache=False)
+        hook.remove()
+        one, more, longer = shapes
+        self._dimensions = tuple(
+            next(d for d, (a, b) in enumerate(zip(one, other, strict=True)) if a != b) for other in (more, longer)
+        )
+        self.shape = tuple(size for d, size in enumerate(one) if d not in self._dimensions)
 
     def _fill(self, module: nn.Module, prefix: str, change: Callable[[str, Tensor], None] | None = None) -> None:
         """Give a module's parameters their values, and its buffers those that the checkpoint has."""
@@ -159,7 +205,26 @@ class _Skip(nn.Module):
         if self._owner._members is None:
             self._owner._loaded(hidden_states, *args, **kwargs)  # its hook notes what it returns
         members = self._owner._members
-        return (hidden_states, *[None] * (members - 1)) if members else hidden_states
+        others = self._owner.instead or [None] * (members - 1)
+        return (hidden_states, *others) if members else hidden_states
+
+
+def _flat(mapping: dict[Any, Any], name: str) -> Flow:
+    """The tensors in a mapping, and those in tuples in it, by place: `name/key/1`."""
+    found = {}
+    for key, value in mapping.items():
+        members = value if isinstance(value, tuple) else (value,)
+        found |= {f"{name}/{key}/{i}": each for i, each in enumerate(members) if isinstance(each, Tensor)}
+    return found
+
+
+def _nested(flow: Flow, name: str, device: str) -> dict[str, tuple[Tensor, ...]]:
+    """The other way round: what a mapping of this name holds."""
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    for place, tensor in flow.items():
+        if place.startswith(f"{name}/"):
+            found[place.split("/")[1]].append(tensor.to(device))
+    return {key: tuple(members) for key, members in found.items()}
 
 
 def open_blocks(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> tuple[Blocks, Keys]:

@@ -19,6 +19,7 @@ from typing import Any
 from gramprune.errors import GrampruneError, first_line, suggest
 from gramprune.storage import files, fingerprint
 
+TRIED = 6  # tokens in each of two sequences with which a block is tried
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LARGEST = {"num_hidden_layers": 2000, "hidden_size": 2**18, "intermediate_size": 2**21, "vocab_size": 2**23}
 """Sizes that are taken; those of real models are far below."""
@@ -73,11 +74,12 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
         raise GrampruneError(unknown(config, error)) from error
     kinds: dict[str, dict[str, Any]] = {}
     described = []
+    flow: dict[str, Any] = {}
     for index in range(len(blocks)):
         kind = _kind(blocks[index])
         if kind not in kinds:
             try:
-                kinds[kind] = _tried(blocks, index)
+                kinds[kind], flow = _tried(blocks, index, flow)
             except GrampruneError:
                 raise
             except Exception as error:  # whatever its code does
@@ -92,6 +94,7 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
         "context": getattr(text, "max_position_embeddings", None),
         "dtype": str(dtype or "float32").removeprefix("torch."),
         "width": text.hidden_size,
+        "flow": sum(tensor[0].numel() for tensor in flow.values()) // TRIED,
         "vocabulary": text.vocab_size,
         "prefix": blocks.prefix,
         **blocks.sizes,
@@ -153,33 +156,61 @@ def _kind(block: Any) -> str:
     return f"{type(block).__name__} {shapes} {switches}"
 
 
-def _tried(blocks: Any, index: int) -> dict[str, Any]:
-    """What a block consists of, seen while it works on a few tokens; raises whatever it raises.
+def _tried(blocks: Any, index: int, flow: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a block consists of, seen while it works on a few tokens, and what it leaves for later ones.
 
-    Two sequences that differ in their last token must give the same before it: else the model is no language model.
+    flow: what earlier blocks have left. Two sequences that differ in their last token must give the same before it:
+    else the model is no language model. Raises whatever the block raises.
     """
     import torch
 
+    from gramprune.model.blocks import HIDDEN
     from gramprune.model.products import Products, name_of
 
     sizes = {name_of(name): parameter.numel() for name, parameter in blocks[index].named_parameters()}
     large = [name_of(name) for name, parameter in blocks[index].named_parameters() if parameter.ndim > 1]
-    hidden = torch.randn(2, 6, blocks.width, generator=torch.Generator().manual_seed(0))
+    hidden = torch.randn(2, TRIED, *blocks.shape, generator=torch.Generator().manual_seed(0))
     hidden[1, :-1] = hidden[0, :-1]
     with blocks.loaded(index) as block, Products(block) as seen:
-        _, left = blocks.forward(torch.zeros(2, 6, dtype=torch.int64), hidden)
-    one, other = left[:, :-1].nan_to_num()
+        _, left = blocks.forward(torch.zeros(2, TRIED, dtype=torch.int64), {**flow, HIDDEN: hidden})
+    one, other = left[HIDDEN][:, :-1].nan_to_num()
     if not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max())):
         raise GrampruneError(
             f"model type {blocks.model.config.model_type}: in block {index} a later token changes what earlier "
             "ones give, as in an encoder: it is not a causal language model; give a model that continues text."
         )
-    linears = _linears(seen, tokens=12)
-    return {
+    if index:
+        _refuse_hidden_gifts(blocks, index, flow | {HIDDEN: hidden}, left[HIDDEN])
+    linears = _linears(seen, tokens=2 * TRIED)
+    described = {
         "linears": linears,
         "dense": {name: sizes[name] for name in large if name not in linears},
         "parameters": sum(sizes.values()),
     }
+    return described, left
+
+
+def _refuse_hidden_gifts(blocks: Any, index: int, flow: dict[str, Any], left: Any) -> None:
+    """Raises GrampruneError if a block uses what earlier ones give beside hidden states: that is not kept."""
+    import torch
+
+    gifts = tuple(torch.rand_like(each) if _is_float(each) else each for each in blocks.beside)
+    if any(map(_is_float, gifts)):
+        with blocks.loaded(index):
+            try:
+                blocks.instead = gifts
+                _, other = blocks.forward(torch.zeros(2, TRIED, dtype=torch.int64), flow)
+            finally:
+                blocks.instead = None
+        if not torch.equal(other["hidden"].nan_to_num(), left.nan_to_num()):
+            raise GrampruneError(
+                f"model type {blocks.model.config.model_type}: block {index} takes more from the block before it than "
+                "hidden states; this architecture cannot be pruned yet."
+            )
+
+
+def _is_float(value: Any) -> bool:
+    return hasattr(value, "is_floating_point") and value.is_floating_point()
 
 
 def _linears(seen: Any, tokens: int) -> dict[str, dict[str, Any]]:

@@ -115,7 +115,7 @@ def _memory(tensor: Tensor) -> tuple:
 
 
 def rows_of_part(parameter: Tensor, part: int | None, parts: int) -> Tensor:
-    """The rows of a parameter that one of its equal parts has, or all, in the stored orientation; a view."""
-    if part is None:
-        return parameter
-    return parameter[part] if parameter.ndim == 3 else parameter.chunk(parts)[part]
+    """The matrix that one of a parameter's equal parts is, or all of it, in the stored orientation; a view."""
+    if parameter.ndim == 3:
+        return parameter[part or 0]
+    return parameter if part is None else parameter.chunk(parts)[part]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gramprune import machine
 from gramprune.errors import GrampruneError
-from gramprune.model.blocks import Blocks, open_blocks
+from gramprune.model.blocks import Blocks, Flow, open_blocks
 from gramprune.model.keys import Keys
 from gramprune.model.products import Matrix, Products, name_of, part_name, rows_of_part
 from gramprune.progress import progress
@@ -75,7 +75,7 @@ def capture(
             if linear["parameter"] == parameter:
                 new = pruned_linear(parents["weights"], keys.weights, name)[0]
                 part = rows_of_part(values, linear["part"], linear["parts"])
-                part.copy_(new.T if linear["transposed"] else new)
+                part.copy_(new.T if linear["transposed"] != linear["turned"] else new)
 
     with blocks.loaded(block if before is None else block - 1, prune):
         passes = _passes(blocks, parents["tokens"], parents.get("before"), batch_size, f"inputs of block {block}")
@@ -92,11 +92,14 @@ def capture(
         parameters = dict(module.named_parameters())
         described = {}
         for name, matrix in _every_part(seen).items():
+            place, turned = keys.place(f"{blocks.prefix}.{block}.{matrix.parameter}", matrix.part, matrix.parts)
             described[name] = {
                 **matrix._asdict(),
+                "place": place,
+                "transposed": matrix.transposed != turned,  # in the files
+                "turned": turned,  # between the files and the model
                 "gram": shares.get(name),
                 "tokens": tokens_of.get(name, 0),
-                "place": keys.place(f"{blocks.prefix}.{block}.{matrix.parameter}", matrix.part, matrix.parts),
             }
             used = rows_of_part(parameters[matrix.parameter], matrix.part, matrix.parts)
             _check_place(described[name], keys, used.T if matrix.transposed else used, f"block {block}, {name}")
@@ -127,29 +130,32 @@ def capture(
 def _passes(
     blocks: Blocks,
     tokens: Artifact,
-    hidden: Artifact | None,  # what enters the loaded block; None: what the model itself makes of the tokens
+    hidden: Artifact | None,  # of what enters the loaded block; None: what the model itself makes of the tokens
     batch_size: int,
     what: str,  # for the progress
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Flow, Flow]]:
     """What enters and leaves the loaded block, batch by batch."""
     samples, length = tokens.shape("tokens")
     for start in progress(range(0, samples, batch_size), what, batch_size * length, "tokens"):
         rows = slice(start, start + batch_size)
-        yield blocks.forward(tokens.read("tokens", rows), hidden and hidden.read("hidden", rows))
+        entering = {name: hidden.read(name, rows) for name in hidden.names} if hidden else None
+        yield blocks.forward(tokens.read("tokens", rows), entering)
 
 
-def _write_inputs(path: Path, states: Iterator[Tensor], tokens: Artifact, provenance: dict[str, Any]) -> None:
-    """Stream hidden states into an artifact as they come."""
-    first = next(states)
-    shape = (*tokens.shape("tokens"), first.shape[-1])
-    with artifacts.writing(path, {"hidden": (first.dtype, shape)}, provenance) as writer:
-        for state in chain([first], states):
-            if not finite(state):
-                raise GrampruneError(
-                    f"block {provenance['block']}: the hidden states that enter it hold NaN or infinite values: "
-                    f"they overflow in {state.dtype} or the block before is broken; try `dtype: float32`."
-                )
-            writer.append("hidden", state)
+def _write_inputs(path: Path, flows: Iterator[Flow], tokens: Artifact, provenance: dict[str, Any]) -> None:
+    """Stream what enters a block into an artifact as it comes: hidden states and what else earlier blocks have left."""
+    first = next(flows)
+    samples = tokens.shape("tokens")[0]
+    shapes = {name: (tensor.dtype, (samples, *tensor.shape[1:])) for name, tensor in first.items()}
+    with artifacts.writing(path, shapes, provenance) as writer:
+        for flow in chain([first], flows):
+            for name, tensor in flow.items():
+                if not finite(tensor):
+                    raise GrampruneError(
+                        f"block {provenance['block']}: the {name} states that enter it hold NaN or infinite values: "
+                        f"they overflow in {tensor.dtype} or the block before is broken; try `dtype: float32`."
+                    )
+                writer.append(name, tensor)
 
 
 def _observe(
