@@ -1,7 +1,9 @@
 """The command `gramprune`: a configuration to begin with, all that is wrong with one, and answers without Snakemake."""
 
+import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -48,6 +50,7 @@ def test_a_configuration_to_begin_with_is_right_and_says_why(own):
         assert reason in written
     said = gramprune("check", "my.yaml", folder=own)
     assert said.splitlines()[-1] == "my.yaml is right: 6 runs of my-model" and "best-2of4" in said
+    assert not (own / "results").exists()
 
 
 def test_new_takes_the_recipe_and_the_hubs_texts_that_it_is_told(own):
@@ -75,6 +78,14 @@ def test_plan_and_status_answer_as_their_targets_do_and_print_nothing_else(copy)
         answer = gramprune(name, "config.yaml", folder=copy.folder)
         assert answer in copy.snakemake(name).stdout
     assert "Everything is done" in answer
+
+
+def test_the_summary_says_which_run_to_take_in_the_words_of_the_page(clone):
+    said = gramprune("summary", folder=clone.folder).splitlines()
+    takes = re.findall("<ul class=take>(.*?)</ul>", (clone.folder / "results/report.html").read_text())[0]
+    sentences = [html.unescape(re.sub("<[^>]*>", "", item)) for item in takes.split("</li>")[:-1]]
+    assert [sentence.split(": ")[0] for sentence in sentences] == ["0.5", "2:4"]
+    assert [line for line in said if line in sentences] == sentences
 
 
 def test_tidy_removes_what_finished_runs_no_longer_need(copy):

@@ -128,7 +128,7 @@ def test_an_example_plans_the_jobs_that_it_says(clone, definitions, path):
     config = yaml.safe_load(path.read_text())
     assert f"--configfile examples/{path.name}\n" in path.read_text()  # the exact command stands in it
     results = clone.folder / config["results"]
-    files.claim(results, [])
+    files.claim(results)
     shutil.copy(definitions, zeroshot.place(results))
     done = clone.snakemake("--dry-run", "--quiet", "rules", "--configfile", f"examples/{path.name}")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -228,6 +228,24 @@ def test_the_time_that_is_left_is_that_of_measured_jobs_of_the_same_stage(config
     assert pipeline.longest_chain(left, lambda need: need.start)[0] == pytest.approx(36)
 
 
+@pytest.mark.parametrize("device, likely", [("auto", "cpu"), ("cpu", "cpu"), ("cuda", "a100")])
+def test_before_anything_is_done_times_are_those_of_the_device_that_jobs_will_have(config, device, likely, monkeypatch):
+    from gramprune.experiment.settings import load
+    from gramprune.experiment.status import expected
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    settings = load(changed(config, lambda c: c.update(device=device)))
+    work = {("update", 0): Job(Need(0, accelerated=True, full=1e15))}
+    assert expected(work, {}, settings)["update", 0] == work["update", 0].need.seconds(likely, settings.threads)
+
+
+def test_the_demos_training_counts(config):
+    small = changed(config, lambda c: c.update(model=["demo", c["model"]]))
+    work = pipeline.jobs(*checks.check(small, planning=True))
+    training, copying = (work["fetch_model", name].need.seconds("cpu") for name in ("demo", "tiny"))
+    assert training > 30 > copying
+
+
 def test_logs_and_what_jobs_took_are_where_the_library_looks_for_them(clone, config, monkeypatch):
     monkeypatch.chdir(clone.folder)
     jobs, logs = pipeline.jobs(*checks.check(config)), clone.folder / "results/logs"

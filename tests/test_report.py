@@ -13,7 +13,7 @@ from conftest import changed
 from problems import assert_sentence
 
 from gramprune.errors import GrampruneError
-from gramprune.report import answer, results, write_report
+from gramprune.report import answer, chart_runs, results, write_report
 from gramprune.report.page import NO_NETWORK
 from gramprune.report.read import read
 
@@ -96,18 +96,82 @@ def test_the_report_says_first_which_run_to_take_for_every_pattern(clone, page):
         assert f"dense {rows[0]['perplexity_evaluation']:.2f}" in sentence
 
 
-def test_a_cheaper_run_is_named_with_what_it_gives_up_and_saves():
-    class Costs:
-        def cost_of(self, model, run):
-            return {"hours": {"good": 3.0, "fair": 2.5, "cheap": 1.0, "cheapest": 0.5}[run]}
+class Costs:
+    """What the rows of a summary know of where they are from, as far as a sentence about them needs it."""
 
+    def __init__(self, hours):
+        self.hours = hours
+
+    def cost_of(self, model, run):
+        return {"hours": self.hours[run]} if run in self.hours else None
+
+
+def test_a_cheaper_run_is_named_with_what_it_gives_up_and_saves():
+    costs = Costs({"good": 3.0, "fair": 2.5, "cheap": 1.0, "cheapest": 0.5})
     rows = [
-        {"model": "m", "run": run, "perplexity_text": value, "_of": Costs()}
+        {"model": "m", "run": run, "perplexity_text": value, "_of": costs}
         for run, value in (("cheap", 12.5), ("good", 10.0), ("fair", 11.0), ("cheapest", 20.0))
     ]
-    said = answer._taken(rows, "perplexity_text", 9.0)
+    said = answer._taken(rows, ["perplexity_text"], {"perplexity_text": 9.0})
     assert said.startswith("take <code>good</code>: perplexity 10.00 on text, dense 9.00")
     assert said.endswith("<code>cheap</code> is 2.5 above it for 33% of its 3 h") and "fair" not in said
+
+
+def test_equal_runs_are_all_named_the_cheapest_first_and_a_missing_cost_is_no_reason():
+    costs = Costs({"slow": 3.0, "quick": 1.0})
+    rows = [{"run": run, "perplexity_text": 10.0, "_of": costs, "model": "m"} for run in ("unknown", "slow", "quick")]
+    said = answer._taken(rows, ["perplexity_text"], {"perplexity_text": 9.0})
+    assert said.startswith("take <code>quick</code>") and said.endswith(
+        "the same: <code>slow</code>, <code>unknown</code>"
+    )
+
+
+def test_no_run_is_recommended_where_all_break_the_model():
+    for worst in (2e8, float("inf"), float("nan")):
+        rows = [{"run": "only", "perplexity_text": worst, "_of": Costs({}), "model": "m"}]
+        said = answer._taken(rows, ["perplexity_text"], {"perplexity_text": 9.0})
+        assert said.startswith("no run keeps the model; <code>only</code>") and "take" not in said
+
+
+def test_a_recipe_is_what_stays_the_same_over_sparsity():
+    def record(run, pattern, method="wanda", propagation="dense"):
+        head = {"place": "m", "what": "text", "run": run, "method": method, "pattern": pattern}
+        return {**head, "granularity": "row", "propagation": propagation}
+
+    runs = [
+        record("a", "0.5"),
+        record("b", "0.6"),
+        record("c", "0.5", "ria", "pruned"),
+        record("d", "0.5", "ria"),
+        record("e", "0.6; *.down_proj 0.5; block 0 dense", "admm"),
+        record("f", "0.6; *.down_proj 0.5; block 0 dense", "admm"),
+    ]
+    chart_runs.recipes(runs)
+    assert [run["recipe"] for run in runs] == [
+        "wanda", "wanda", "ria, row, pruned", "ria, row, dense", "admm, row, dense, e", "admm, row, dense, f",
+    ]  # fmt: skip
+
+
+def test_the_front_of_a_pattern_is_of_runs_that_no_other_beats_in_time_and_perplexity():
+    runs = [
+        {"pattern": pattern, "minutes": minutes, "value": value}
+        for pattern, minutes, value in [("0.5", 1, 9), ("0.5", 2, 9), ("0.5", 3, 8), ("0.5", 4, 8.5), ("2:4", 4, 10)]
+    ]
+    found = [(run["pattern"], run["minutes"], run["first"]) for run in chart_runs.front(runs)]
+    assert found == [("0.5", 1, True), ("0.5", 3, False), ("2:4", 4, True)]
+
+
+def test_the_report_says_which_linears_hurt_most_in_the_best_run_of_a_pattern(clone, page):
+    rows = parquet.read_table(clone.folder / "results/summary.parquet").to_pylist()
+    best = min((r for r in rows if r["pattern"] == "0.5"), key=lambda row: row["perplexity_evaluation"])["run"]
+    found = read(clone.folder / "results")
+    errors = found.errors_of("tiny", next(run for run in found.settings.runs if run.name == best))
+    ranked = sorted(errors, key=lambda row: -row["end"])
+    said = re.search(rf"<li><b>0.5</b>, <code>{best}</code>: (.*?)</li>", page)[1]
+    assert said.startswith(f"block {ranked[0]['block']} {ranked[0]['linear']} is hurt most")
+    half = int(re.search(r"(\d+) of 21 linears make up half", said)[1])
+    total = sum(row["end"] for row in errors)
+    assert sum(row["end"] for row in ranked[: half - 1]) < total / 2 <= sum(row["end"] for row in ranked[:half])
 
 
 def test_the_report_says_what_could_make_one_doubt_and_how_to_make_a_figure_again(clone, page):

@@ -2,6 +2,9 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -151,6 +154,26 @@ def test_a_wrong_entry_is_refused_before_any_job_starts(evaluated, small, defini
     assert done.returncode and "Traceback" not in done.stderr
     sentence = next(line for line in done.stderr.splitlines() if line.startswith("gramprune: "))
     assert all(word in sentence for word in words), sentence
+
+
+def test_a_task_of_ones_own_is_found_without_lm_eval_as_lm_eval_finds_it(definitions, tmp_path):
+    code = (
+        "import sys; from gramprune.evaluation import zeroshot as z; from pathlib import Path; folder = sys.argv[1]; "
+    )
+    code += "print(z.folders(['both'], folder, Path(sys.argv[2]), ''), 'lm_eval' in sys.modules)"
+    command = [sys.executable, "-c", code, str(definitions), str(tmp_path / "kept.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == f"{[str(definitions)]} False\n" and not done.stderr
+    odd = tmp_path / "odd"
+    shutil.copytree(definitions, odd / "deep")
+    (odd / "_base").write_text("tag: [one, other]\ndoc_to_text: !function nowhere.text\n")
+    (odd / "tagged.yaml").write_text("include: _base\ntask: tagged\n")
+    (odd / "made.yaml").write_text("task: made\nclass: !function nowhere.Made\n")
+    (odd / "inner.yaml").write_text("group: inner\ntask: [tagged, {task: made}]\n")
+    (odd / "broken.yaml").write_text("task: [\n")
+    found = zeroshot.own(str(odd))
+    assert found == zeroshot.all_of_them(str(odd), defaults=False)
+    assert {"first", "both", "tagged", "one", "other", "made", "inner"} == found.keys() - {"second"}
 
 
 def test_examples_in_the_prompt_where_the_task_fixes_none_are_refused(definitions, tmp_path):

@@ -139,12 +139,18 @@ def show_report(results: list[Path], output: Path, pictures: Path | None) -> Non
 
 
 def show_summary(results: Path) -> None:
-    """Print the summary as a table with the dense row on top, and the paths of what was made."""
+    """Print the table of runs with the dense row on top, which of them to take, and the paths of what was made."""
+    from gramprune.report.answer import plain, takes
+    from gramprune.report.read import read
     from gramprune.report.results import as_text, read_summary
 
-    rows = read_summary(results / "summary.parquet")
-    print(as_text(rows))
+    print(as_text(read_summary(results / "summary.parquet")))
     print()
+    try:
+        said = [plain(sentence) for sentence in takes([read(results)])]
+    except GrampruneError as error:  # the table may be all that is left
+        said = [f"Which run to take cannot be said: {error}"]
+    print(*said, sep="\n", end="\n\n" if said else "")
     made = {
         "report": "report.html",
         "pictures": "pictures/",

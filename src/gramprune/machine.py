@@ -89,6 +89,17 @@ def forks_are_safe() -> bool:
     return sys.platform == "linux" and not Path("/proc/driver/nvidia").exists() and not Path("/dev/kfd").exists()
 
 
+def gpu() -> str | None:
+    """What this machine's first GPU is called, as far as that is known without torch; None where jobs see none."""
+    if not os.environ.get("CUDA_VISIBLE_DEVICES", "all"):
+        return None
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        with suppress(OSError):
+            if found := re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE):
+                return found[1].strip()
+    return "" if Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists() else None
+
+
 def device(wanted: str) -> str:
     """ "auto" is "cuda" where there is one, else "cpu". Raises GrampruneError for a device that is not there."""
     import torch

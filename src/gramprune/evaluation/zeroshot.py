@@ -1,7 +1,8 @@
 """Accuracy on tasks of lm-eval, the released package (EleutherAI/lm-evaluation-harness), used as it is.
 
 A task is a YAML file: one of the thousands that come with lm-eval, or of a folder of one's own. Reading all of them
-takes lm-eval half a minute, so where the ones that are used lie is found once and kept; jobs read only those folders.
+takes lm-eval half a minute, so one's own folder is looked at first, where the ones that are used lie is found once and
+kept, and jobs read only those folders.
 Few-shot examples are drawn with lm-eval's fixed seed: same tasks, same items, same prompts for every model.
 """
 
@@ -16,7 +17,9 @@ from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import yaml
 
 from gramprune.errors import GrampruneError, suggest
 from gramprune.progress import Progress
@@ -50,9 +53,6 @@ def folders(
     found = known.get(json.dumps(key), {})
     missing = [name for name in names if name not in found]
     if missing:
-        log.info(
-            "Looking for %s among lm-eval's definitions; this takes up to half a minute, once.", ", ".join(missing)
-        )
         found = {**found, **_search(missing, include_path, setting)}
         files.write_json(kept, {**known, json.dumps(key): found})
     return sorted({folder for name in names for folder in found[name]})
@@ -60,12 +60,14 @@ def folders(
 
 def _search(names: list[str], include_path: str | None, setting: str) -> dict[str, list[str]]:
     """Folders by name: first of those in `include_path` alone, which is quick."""
-    index: dict[str, Any] = {}
-    for defaults in (False, True):
-        if defaults or include_path:
-            index = _manager(include_path and [include_path], defaults).task_index
-        with suppress(KeyError):
-            return {name: sorted(set(_places(name, index))) for name in names}
+    index = own(include_path) if include_path else {}
+    with suppress(KeyError):
+        return {name: sorted(set(_places(name, index))) for name in names}
+    looked = ", ".join(name for name in names if name not in index)
+    log.info("Looking for %s among lm-eval's definitions; this takes up to half a minute, once.", looked)
+    index = all_of_them(include_path)
+    with suppress(KeyError):
+        return {name: sorted(set(_places(name, index))) for name in names}
     unknown = next(name for name in names if name not in index)
     hint, _, _ = suggest(unknown, index).rpartition("Known:")  # there are thousands
     where = f", nor has {include_path}" if include_path else ""
@@ -75,17 +77,61 @@ def _search(names: list[str], include_path: str | None, setting: str) -> dict[st
     )
 
 
-def _places(name: str, index: dict[str, Any]) -> Iterator[str]:
+def _places(name: str, index: dict[str, Definition]) -> Iterator[str]:
     """Folders of a task's definition, or of all that a group or tag consists of. Raises KeyError if unknown."""
     entry = index[name]
-    if entry.yaml_path is not None:
-        yield str(entry.yaml_path.parent)
-    members = entry.tags if entry.kind.name == "TAG" else (entry.cfg or {}).get("task", [])
-    if entry.kind.name in ("TAG", "GROUP"):
-        for member in members:
-            inner = member if isinstance(member, str) else member.get("task") or member.get("group")
-            if isinstance(inner, str) and inner in index and inner != name:
-                yield from _places(inner, index)
+    if entry.folder is not None:
+        yield entry.folder
+    for member in entry.members:
+        inner = member if isinstance(member, str) else member.get("task") or member.get("group")
+        if isinstance(inner, str) and inner in index and inner != name:
+            yield from _places(inner, index)
+
+
+def own(folder: str) -> dict[str, Definition]:
+    """Tasks, groups and tags that a folder defines, as lm-eval sees them, but without importing it, which is slow.
+
+    What cannot be read so is left out: lm-eval is asked for what is not found here.
+    """
+    found: dict[str, Definition] = {}
+    for path in sorted(Path(folder).rglob("*.yaml"), key=Path.as_posix):
+        if {"__pycache__", ".ipynb_checkpoints"} & set(path.parts):
+            continue
+        try:
+            content = _content(path)
+        except (OSError, ValueError, yaml.YAMLError, RecursionError):
+            continue
+        is_group = "group" in content and "class" not in content
+        name, members = content.get("group" if is_group else "task"), content.get("task") if is_group else []
+        if not isinstance(name, str) or not isinstance(members, list) or name in found:
+            continue
+        found[name] = Definition(str(path.parent), members)
+        tags = content.get("tag") if not is_group else None
+        for tag in [tags] if isinstance(tags, str) else tags or []:
+            found.setdefault(tag, Definition(None, [])).members.append(name)
+    return found
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What a definition says, with what the files say that it includes. Raises ValueError if it is none."""
+    content = yaml.load(path.read_bytes(), Loader=Plain)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no definition")
+    above = content.pop("include", None) or []
+    for name in [above] if isinstance(above, str) else above:
+        content = {**_content(path.parent / name), **content}
+    return content
+
+
+def all_of_them(include_path: str | None, defaults: bool = True) -> dict[str, Definition]:
+    """Tasks, groups and tags that lm-eval finds in a folder, and among its own if `defaults`."""
+    return {
+        name: Definition(
+            None if entry.yaml_path is None else str(entry.yaml_path.parent),
+            {"TAG": sorted(entry.tags), "GROUP": (entry.cfg or {}).get("task", [])}.get(entry.kind.name, []),
+        )
+        for name, entry in _manager(include_path and [include_path], defaults).task_index.items()
+    }
 
 
 def _digest(include_path: str | None) -> str:
@@ -203,3 +249,17 @@ def _metrics(found: dict[str, Any]) -> dict[str, float]:
 def _number(value: Any) -> float | None:
     """One item's result, where it is a number."""
     return round(float(value), 6) if isinstance(value, (int, float)) else None
+
+
+class Definition(NamedTuple):
+    """Where a task, group or tag is defined."""
+
+    folder: str | None  # of its file; a tag has none
+    members: list[Any]  # of a group or tag
+
+
+class Plain(yaml.SafeLoader):
+    """YAML without the functions that lm-eval's definitions name."""
+
+
+Plain.add_multi_constructor("!", lambda loader, suffix, node: None)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from gramprune.errors import GrampruneError, suggest
@@ -33,7 +35,7 @@ def check(
     Raises GrampruneError with one sentence for a setting that is wrong or that a model or text cannot satisfy.
     """
     chosen, layouts = settings.load(config), {}
-    for look in _looks(chosen, layouts, planning, written_in):
+    for look in _looks(chosen, layouts, planning, written_in, Path(chosen.results)):
         look()
     return chosen, layouts
 
@@ -41,19 +43,32 @@ def check(
 def mistakes(config: Any, written_in: Iterable[Path | str] = ()) -> tuple[list[str], Settings | None]:
     """A sentence for all that is wrong with a parsed config.yaml, models and texts; the settings where they are right.
 
-    What depends on something wrong is not looked at.
+    What depends on something wrong is not looked at. Writes nothing into the folder of results, nor makes it.
     """
     try:
         chosen = settings.load(config, everything=True)
     except GrampruneError as error:
         return str(error).splitlines(), None
     found: list[str] = []
-    for look in _looks(chosen, {}, False, written_in):
-        try:
-            look()
-        except GrampruneError as error:
-            found.append(str(error))
+    with TemporaryDirectory() as folder:
+        known = _copied_knowledge(chosen, Path(folder))
+        for look in _looks(chosen, {}, False, written_in, known):
+            try:
+                look()
+            except GrampruneError as error:
+                found.append(str(error))
     return found, chosen
+
+
+def _copied_knowledge(chosen: Settings, folder: Path) -> Path:
+    """A folder with copies of what has been found out before and took long, for who is not to change the results."""
+    results = Path(chosen.results)
+    for path in (zeroshot.place(results), *(results / model.name / "layout.json" for model in chosen.model)):
+        copy = folder / path.relative_to(results)
+        copy.parent.mkdir(exist_ok=True)
+        with suppress(OSError):
+            shutil.copyfile(path, copy)
+    return folder
 
 
 def _looks(
@@ -61,22 +76,25 @@ def _looks(
     layouts: dict[str, dict[str, Any]],  # filled, by the models' names
     planning: bool,
     written_in: Iterable[Path | str],
+    known: Path,  # the folder where it is kept what was found out about models and tasks
 ) -> Iterator[Callable[[], None]]:
     """What is looked at, one after the other; each raises GrampruneError for what is wrong."""
-    yield lambda: check_results(chosen, written_in)
+    yield lambda: check_results(chosen, written_in, known == Path(chosen.results))
     for model in chosen.model:
-        yield lambda model=model: look_at_model(chosen, model, layouts, planning)
+        yield lambda model=model: look_at_model(chosen, model, layouts, planning, known)
     for place, entry in enumerate(chosen.evaluation.tasks):
-        yield lambda place=place, entry=entry: check_tasks(chosen, place, entry)
+        yield lambda place=place, entry=entry: check_tasks(known, place, entry)
     if not planning:
         for name in dict.fromkeys(name for _, name in chosen.dataset_uses):
             yield lambda name=name: check_text(chosen, name)
 
 
-def look_at_model(chosen: Settings, model: Model, layouts: dict[str, dict[str, Any]], planning: bool) -> None:
+def look_at_model(
+    chosen: Settings, model: Model, layouts: dict[str, dict[str, Any]], planning: bool, known: Path
+) -> None:
     """Find or make the layout of a model. Raises GrampruneError for a model that cannot be pruned by these settings."""
     described = [model.kind, model.location, model.revision]
-    path = Path(chosen.results, model.name, "layout.json")
+    path = known / model.name / "layout.json"
     found = layout.cached(path, described, lambda: model_config(*described))
     check_model(found, model.name, chosen)
     layouts[model.name] = found
@@ -84,10 +102,10 @@ def look_at_model(chosen: Settings, model: Model, layouts: dict[str, dict[str, A
         inspect.once(Path(model.location), found, path)
 
 
-def check_tasks(chosen: Settings, place: int, entry: Tasks) -> None:
+def check_tasks(known: Path, place: int, entry: Tasks) -> None:
     """Raises GrampruneError for tasks that lm-eval does not know."""
     check_include_path(entry.include_path, place)
-    zeroshot.folders(entry.tasks, entry.include_path, zeroshot.place(chosen.results), f"evaluation.tasks[{place}]")
+    zeroshot.folders(entry.tasks, entry.include_path, zeroshot.place(known), f"evaluation.tasks[{place}]")
 
 
 def model_config(kind: str, source: str, revision: str | None) -> dict[str, Any]:
@@ -137,8 +155,8 @@ def check_run(found: dict[str, Any], model: str, chosen: Settings, run: Run) -> 
         raise GrampruneError(f"config: run {run.name!r}: sparsity: every linear of the model {model} stays dense.")
 
 
-def check_results(chosen: Settings, written_in: Iterable[Path | str] = ()) -> None:
-    """Make the folder of results one of ours.
+def check_results(chosen: Settings, written_in: Iterable[Path | str] = (), claim: bool = True) -> None:
+    """Make the folder of results one of ours, or only see whether it can be, unless `claim`.
 
     Raises GrampruneError for one that cannot be written, or where something of the user's would be overwritten.
     """
@@ -156,7 +174,9 @@ def check_results(chosen: Settings, written_in: Iterable[Path | str] = ()) -> No
             reason = errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES
             raise OSError(reason, os.strerror(reason))
         _check_inputs(chosen, real, written_in)
-        _claim(chosen, folder)
+        _check_places(chosen, folder)
+        if claim:
+            files.claim(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         raise GrampruneError(
             f"config: results: {folder} could not be written: {getattr(error, 'strerror', error)}; make its folder "
@@ -187,11 +207,13 @@ def _check_inputs(chosen: Settings, results: Path, written_in: Iterable[Path | s
             )
 
 
-def _claim(chosen: Settings, results: Path) -> None:
+def _check_places(chosen: Settings, results: Path) -> None:
     """Raises GrampruneError if something that we have not made is where results are to be written."""
     models = [model.name for model in chosen.model]
     known = results.is_dir() and any(_is_layout(path) for path in results.glob("*/layout.json"))
-    files.claim(results, () if known else {*outputs.taken()["model"], *models})  # the mark may be lost by copying
+    files.check_places(
+        results, () if known else {*outputs.taken()["model"], *models}
+    )  # the mark may be lost by copying
     for place in (results / name for name in models):
         ours = any(os.path.lexists(place / name) for name in ("layout.json", "model.json"))
         if os.path.lexists(place) and not ours and not (place.is_dir() and not any(place.iterdir())):

@@ -56,8 +56,9 @@ def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Jo
     found = {("fetch_data", name): Job(resources.fetch_data()) for _, name in settings.dataset_uses}
     found |= {("fetch_tasks", name): Job(resources.fetch_tasks()) for name in settings.tasks}
     evaluated: list[Key] = []
+    trained = {model.name for model in settings.model if model.kind == "demo"}
     for model, layout in layouts.items():
-        found["fetch_model", model] = Job(resources.fetch_model(layout))
+        found["fetch_model", model] = Job(resources.fetch_model(layout, model in trained))
         tokens = ("calibrate", model)
         parents = (("fetch_model", model), *(("fetch_data", name) for name in settings.calibration.shares))
         found[tokens] = Job(resources.calibrate(layout, settings), parents)

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gramprune.experiment import pipeline
+from gramprune.experiment import pipeline, resources
 from gramprune.experiment.measured import Measured, times
 from gramprune.experiment.pipeline import Job, Key
 from gramprune.experiment.plan import columns
@@ -35,7 +35,8 @@ def status(settings: Settings, layouts: dict[str, dict[str, Any]]) -> str:
     total = sum(job.need.start for job in left.values())
     walls = ", ".join(f"{duration(pipeline.makespan(left, _start, n))} with {n} at once" for n in AT_ONCE[1:])
     chain, _ = pipeline.longest_chain(left, _start)
-    how = "by the times of what is done" if taken else "estimated: nothing is done yet"
+    device = resources.likely_device(settings.device).upper()
+    how = "by the times of what is done" if taken else f"estimated for one {device}: nothing is done yet"
     lines += ["", f"To do: {duration(total)} of work, {how}; {walls}; never less than {duration(chain)}."]
     lines.append("A changed configuration may make more jobs necessary: `snakemake -n` lists them.")
     return "\n".join(lines)
@@ -56,7 +57,7 @@ def finished(work: dict[Key, Job], taken: dict[Key, Measured]) -> set[Key]:
 
 def expected(work: dict[Key, Job], taken: dict[Key, Measured], settings: Settings) -> dict[Key, float]:
     """Seconds of every job: the estimate, corrected by what jobs of its stage took."""
-    device = "cpu" if settings.device == "cpu" else "a100"
+    device = resources.likely_device(settings.device)
     guess = {key: job.need.seconds(device, settings.threads) for key, job in work.items()}
     ratios: dict[str, list[float]] = defaultdict(list)
     for key, measured in taken.items():

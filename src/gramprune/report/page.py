@@ -10,10 +10,12 @@ from typing import Any
 import yaml
 
 from gramprune.experiment.run import Run
-from gramprune.report.answer import answer, table
+from gramprune.report.answer import LONG, answer, listed, table
+from gramprune.report.hurt import sentences
 from gramprune.report.read import Results, Text
 
 TITLES = {
+    "worst": "What hurts most",
     "perplexity": "Perplexity",
     "sparsity": "Perplexity over sparsity",
     "price": "Perplexity over time",
@@ -56,8 +58,11 @@ td.best{font-weight:650;color:var(--good)}td.best:before{content:"★ "}small{co
 .columns label{margin-right:.9rem;white-space:nowrap;font-size:.86rem}
 .bad{color:var(--bad)}figure{margin:.6rem 0}figcaption{color:var(--soft);max-width:46rem}
 pre{background:var(--shade);padding:.6rem;overflow-x:auto;font-size:.8rem}summary{cursor:pointer}
+.long{max-height:min(75vh,50rem);overflow:auto}.sortable .pattern{white-space:normal;min-width:7rem;max-width:16rem}
+.choices label{margin-right:.9rem}select{max-width:18rem}
+.vega-embed .chart-wrapper{display:flex;flex-direction:column}.vega-embed .vega-bindings{order:-1}
 .vega-bind{font-size:.86rem;margin:.3rem 0}.vega-bind select{max-width:18rem}
-@media print{.columns,nav{display:none}}
+@media print{.long{max-height:none}.columns,nav{display:none}}
 """
 SCRIPT = """
 document.querySelectorAll('table.sortable').forEach(table => table.querySelectorAll('th').forEach((head, column) => {
@@ -78,9 +83,16 @@ document.querySelectorAll('.columns input').forEach((box, column) => box.addEven
   const table = document.querySelector('#answer ~ .wide table');
   for (const row of table.rows) row.cells[column + 1].style.display = box.checked ? '' : 'none';
 }));
+const choices = [...document.querySelectorAll('.choices select')];
+choices.forEach(box => box.addEventListener('change', () => {
+  for (const row of document.querySelector('#answer ~ .wide table').tBodies[0].rows)
+    row.style.display = choices.every(({dataset: {key}, value}) => !value || row.dataset[key] === value
+      || row.className === 'dense' && key !== 'model') ? '' : 'none';
+}));
 const dark = matchMedia('(prefers-color-scheme: dark)').matches;
 document.querySelectorAll('script[data-chart]').forEach(script => vegaEmbed('#' + script.dataset.chart,
-  JSON.parse(script.textContent), {renderer: 'svg', theme: dark ? 'dark' : undefined, config: {background: null},
+  JSON.parse(script.textContent), {renderer: 'svg', theme: dark ? 'dark' : undefined, config: {background: null,
+  text: {color: dark ? '#e5e7eb' : '#111827'}, axis: {gridColor: dark ? '#2f3742' : '#e3e6ea'}},
   actions: {export: true, source: false, compiled: false, editor: false}}));
 """
 
@@ -100,10 +112,11 @@ def page(results: list[Results], charts: dict[str, tuple[str, dict[str, Any]]], 
         "<nav>" + " ".join(f"<a href='#{name}'>{title}</a>" for name, title in links.items()) + "</nav>",
         answer(results),
     ]
+    said = {"worst": listed(sentences(results))}
     for name, (caption, spec) in charts.items():
         content = json.dumps(spec, separators=(",", ":"), allow_nan=False).translate(AS_DATA)
         parts.append(
-            f"<h2 id={name}>{TITLES[name]}</h2><figure><figcaption>{escape(caption)}</figcaption>"
+            f"<h2 id={name}>{TITLES[name]}</h2>{said.get(name, '')}<figure><figcaption>{escape(caption)}</figcaption>"
             f"<div class=wide><div id=chart-{name}></div></div></figure>"
             f"<script type='application/json' data-chart=chart-{name}>{content}</script>"
         )
@@ -172,8 +185,10 @@ def provenance(results: list[Results]) -> str:
         if len(results) > 1:
             parts.append(f"<h3>{escape(str(one.folder))}</h3>")
         parts.append(_listed(_sources(one)))
-        for row in one.rows:
-            parts.append(_made(one, row["model"], row["run"]))
+        for model in one.layouts:
+            made = "".join(_made(one, model, row["run"]) for row in one.rows if row["model"] == model)
+            many = len(one.rows) > LONG
+            parts.append(f"<details><summary>{escape(model)}</summary>{made}</details>" if many else made)
     return "".join(parts)
 
 

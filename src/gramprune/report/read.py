@@ -33,8 +33,8 @@ STAGES = {  # in the order in which they are drawn
     "assemble": "#7c3aed",
     "perplexity": "#0891b2",
     "tasks": "#0e7490",
-    "summary": "#374151",
-    "report": "#111827",
+    "summary": "#475569",
+    "report": "#64748b",
 }
 
 
@@ -177,8 +177,17 @@ class Results:
                 for row in self._rows_of.get(key, []):
                     yield key[2], row
 
+    @cached_property
+    def _errors(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        return {}
+
     def errors_of(self, model: str, run: Run) -> list[dict[str, Any]]:
         """A row per linear: relative error of the first mask (`start`), after each stage, and at the end."""
+        if (model, run.name) not in self._errors:
+            self._errors[model, run.name] = self._found_errors(model, run)
+        return self._errors[model, run.name]
+
+    def _found_errors(self, model: str, run: Run) -> list[dict[str, Any]]:
         found: dict[tuple[int, str], dict[str, Any]] = {}
         for stage, row in self.stages_of(model, run):
             if stage == "capture" or not row["error"]:
@@ -195,6 +204,15 @@ class Results:
 
         `hours` one after the other; `wall` if every job had a machine at once; `cpu` and `gpu` of them.
         """
+        if (model, run) not in self._costs:
+            self._costs[model, run] = self._found_cost(model, run)
+        return self._costs[model, run]
+
+    @cached_property
+    def _costs(self) -> dict[tuple[str, str], dict[str, float] | None]:
+        return {}
+
+    def _found_cost(self, model: str, run: str) -> dict[str, float] | None:
         needed = [key for key in pipeline.needed(self.jobs, model, run) if not key[0].startswith("fetch")]
         if any(key not in self.times for key in needed):
             return None

@@ -241,6 +241,15 @@ def cell(name: str, row: dict[str, Any]) -> str:
     return f"{100 * value:.2f} %" if name == "sparsity" else str(value)
 
 
+def method(row: dict[str, Any]) -> str:
+    """A recipe's mask, refinement and update in a few words."""
+    if row["run"] == "dense":
+        return "-"
+    parts = [row["mask"], row["refine"], row["update"]]
+    text = " + ".join(part for part in parts if part not in ("none", "joint")) + " joint" * (row["update"] == "joint")
+    return text + (", dense target" if row["target"] == "dense" else "")
+
+
 def _numeric(name: str) -> bool:
     return name.startswith((*SHOWN, "sparsity"))
 

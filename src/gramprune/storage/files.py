@@ -114,11 +114,8 @@ def _signature(path: Path) -> str:
     return f"{size} {hashlib.sha256(path.read_bytes()).hexdigest() if size <= LARGE else ''}".strip()
 
 
-def claim(folder: Path, places: Iterable[str]) -> None:
-    """Make a folder one of ours, in which what is at these places is made, replaced and removed, unless it is already.
-
-    Raises GrampruneError if something is at one of the places that we have not made, or it cannot be written.
-    """
+def check_places(folder: Path, places: Iterable[str]) -> None:
+    """Raises GrampruneError if something is at one of these places of a folder that we have not made."""
     if (folder / MARK).exists():
         return
     if taken := sorted(place for place in places if os.path.lexists(folder / place)):
@@ -126,7 +123,12 @@ def claim(folder: Path, places: Iterable[str]) -> None:
             f"{folder / taken[0]} is in the way: gramprune has not made it, and would write there; choose another "
             "folder, or move it."
         )
-    write_json(folder / MARK, {"made by gramprune": EXPLAINED})
+
+
+def claim(folder: Path) -> None:
+    """Make a folder one of ours, unless it is already. Raises GrampruneError if it cannot be written."""
+    if not (folder / MARK).exists():
+        write_json(folder / MARK, {"made by gramprune": EXPLAINED})
 
 
 def _temporary(path: Path) -> Path:
