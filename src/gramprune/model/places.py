@@ -31,7 +31,7 @@ def runs(keys: list[str], order: Tensor, shape: Callable[[str], tuple[int, ...]]
     order: (rows,) int64, numbers of the rows of all tensors, those of the first one first.
     """
     ends = torch.tensor([rows_of(shape(key)) for key in keys]).cumsum(0)
-    owners = torch.searchsorted(ends, order, right=True).tolist()
+    owners = torch.searchsorted(ends, order.contiguous(), right=True).tolist()
     begins = [0, *ends.tolist()]
     found: Place = []
     for owner, number in zip(owners, order.tolist(), strict=True):
