@@ -1,6 +1,7 @@
 """Experts: a Gram matrix for each from the tokens routed to it, a named fallback for those with too few."""
 
 import json
+import re
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from gramprune.experiment import resources, settings
 from gramprune.model import layout
+from gramprune.report.results import read_layers
 from gramprune.stages.capture import capture
 from gramprune.stages.fetch import fetch_model
 from gramprune.stages.mask import mask_block
@@ -136,7 +138,8 @@ def test_a_model_with_experts_is_pruned_by_snakemake_and_transformers_loads_it(t
         {"name": "chain", "sparsity": "2:4", "recipe": "fast"},
         {"name": "some", "sparsity": {"default": 0.5, "*.experts.down_proj": 0.25}, "mask": "wanda"},
     ]
-    clone.write({**config, "model": {"source": str(mixtral), "name": "tiny"}, "runs": runs})
+    calibration = {**config["calibration"], "min_tokens": 380}  # of 12 × 64 tokens half go to an expert, more or less
+    clone.write({**config, "calibration": calibration, "model": {"source": str(mixtral), "name": "tiny"}, "runs": runs})
     clone.run()
     folder = clone.folder / "results/tiny"
     assert read_json(folder / "chain/checkpoint/gramprune.json")["sparsity"] == 0.5
@@ -150,5 +153,8 @@ def test_a_model_with_experts_is_pruned_by_snakemake_and_transformers_loads_it(t
             assert {*(weight == 0).sum(dim=1).tolist()} == {round(share * weight.shape[1])}, key
     loaded, told = AutoModelForCausalLM.from_pretrained(folder / "chain/checkpoint", output_loading_info=True)
     assert not told["missing_keys"] and not told["unexpected_keys"]
+    page = (clone.folder / "results/report.html").read_text()
+    starved = sum(1 for row in read_layers(clone.folder / "results/layers.parquet") if row.get("fallback") == "layer")
+    assert starved and re.search(r"\d by layer</span>, <span class=bad>\d+ by magnitude", page)
     down = loaded.model.layers[2].mlp.experts.down_proj
     assert ((down.unflatten(-1, (-1, 4)) != 0).sum(dim=-1) <= 2).all()
