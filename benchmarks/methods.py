@@ -69,7 +69,7 @@ def real_layers(arguments: argparse.Namespace) -> list[tuple[str, torch.Tensor, 
     from gramprune.model.blocks import open_blocks
 
     blocks, _ = open_blocks(arguments.model, "float32", arguments.device)
-    weights, grams = observed(blocks, 0, calibrated(arguments, arguments.samples), [], None)
+    weights, grams, _ = observed(blocks, 0, calibrated(arguments, arguments.samples), [], None)
     first = {id(gram): name for name, (gram, _) in reversed(grams.items())}
     return [(name, weights[name], grams[name][0].matrix) for name in first.values()]
 

@@ -34,7 +34,8 @@ import gramprune as gp
 from gramprune.evaluation.perplexity import perplexity, windows
 from gramprune.experiment.recipes import RECIPES as NAMED
 from gramprune.experiment.settings import Dataset
-from gramprune.model.blocks import inputs_of, is_transposed, linears, open_blocks, shared_inputs
+from gramprune.model.blocks import open_blocks
+from gramprune.model.products import Products, rows_of_part
 from gramprune.pruning import joint, masks, methods
 from gramprune.pruning.gram import accumulate
 from gramprune.pruning.sparsity import GRANULARITIES
@@ -159,36 +160,49 @@ def calibrated(arguments: argparse.Namespace, samples: int) -> torch.Tensor:
     return torch.tensor(calibration.sequences(texts, encode, samples, arguments.length, 0, name).sequences)
 
 
-def observed(blocks, index: int, tokens: torch.Tensor, hidden: list, dense: list | None) -> tuple[dict, dict]:
+def observed(blocks, index: int, tokens: torch.Tensor, hidden: list, dense: list | None) -> tuple[dict, dict, dict]:
     """Weights (out, in) and Gram matrices of a block's linears; with `dense` inputs, also cross-Gram matrices."""
-    products: dict[str, dict] = {}
-    with blocks.loaded(index) as block, inputs_of(linears(block)) as seen:
+    kept: dict[str, dict] = {}
+    with blocks.loaded(index) as block, Products(block) as seen:
         for number, batch in enumerate(tokens.split(BATCH)):
             blocks.forward(batch, hidden[number] if hidden else None)
-            own, shares = dict(seen), shared_inputs(seen)
+            own, shares = dict(seen.inputs), seen.shares()
             seen.clear()
             if dense is not None:
                 blocks.forward(batch, dense[number] if dense else None)
             for name in dict.fromkeys(shares.values()):
-                rows = own[name].flatten(0, -2)
-                kept = products.setdefault(name, {"gram": 0, "sums": 0, "tokens": 0, "cross": 0})
-                if not kept["tokens"]:
-                    kept["gram"] = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
-                accumulate(kept["gram"], rows)
-                kept["sums"] = kept["sums"] + rows.sum(dim=0).double()
-                kept["tokens"] += len(rows)
+                (rows,) = own[name]
+                sums = kept.setdefault(name, {"gram": 0, "sums": 0, "tokens": 0, "cross": 0})
+                if not sums["tokens"]:
+                    sums["gram"] = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+                accumulate(sums["gram"], rows)
+                sums["sums"] = sums["sums"] + rows.sum(dim=0).double()
+                sums["tokens"] += len(rows)
                 if dense is not None:
-                    kept["cross"] = kept["cross"] + rows.T @ seen[name].flatten(0, -2)
+                    sums["cross"] = sums["cross"] + rows.T @ seen.inputs[name][0]
             seen.clear()
-        weights = {
-            name: (m.weight.T if is_transposed(m) else m.weight).detach().float().clone()
-            for name, m in linears(block).items()
-        }
+        parameters = dict(block.named_parameters())
+        weights = {}
+        for name, matrix in seen.matrices.items():
+            weight = rows_of_part(parameters[matrix.parameter], matrix.part, matrix.parts)
+            weights[name] = (weight.T if matrix.transposed else weight).detach().float().clone()
     grams = {
         first: (gp.Gram(p["gram"], f"block {index}, {first}", p["sums"], p["tokens"]), p["cross"])
-        for first, p in products.items()
+        for first, p in kept.items()
     }
-    return weights, {name: grams[shares[name]] for name in shares}
+    return weights, {name: grams[shares[name]] for name in shares}, dict(seen.matrices)
+
+
+def change(new: dict[str, torch.Tensor], matrices: dict) -> Callable[[str, torch.Tensor], None]:
+    """What puts pruned weights (out, in) in the place of a block's own."""
+
+    def put(parameter: str, values: torch.Tensor) -> None:
+        for name, matrix in matrices.items():
+            if matrix.parameter == parameter:
+                weight = new[name].T if matrix.transposed else new[name]
+                rows_of_part(values, matrix.part, matrix.parts).copy_(weight)
+
+    return put
 
 
 @torch.no_grad()
@@ -200,7 +214,7 @@ def errors(
     logs: dict[str, dict[str, list[float]]] = {}
     hidden: list = []
     for index in range(min(len(blocks), arguments.blocks or len(blocks))):
-        weights, grams = observed(blocks, index, tokens, hidden, None)
+        weights, grams, _ = observed(blocks, index, tokens, hidden, None)
         for name, (gram, _) in grams.items():
             for pattern in patterns:
                 started = time.perf_counter()
@@ -266,9 +280,10 @@ def perplexities(
 
     def measured(pruned: dict[str, torch.Tensor]) -> float:
         model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32, local_files_only=True).eval()
-        for name, weight in pruned.items():
-            linear = model.get_submodule(name)
-            linear.weight.data = weight.T if is_transposed(linear) else weight
+        parameters = dict(model.named_parameters())
+        for name, (matrix, weight) in pruned.items():
+            values = rows_of_part(parameters[name].data, matrix.part, matrix.parts)
+            values.copy_(weight.T if matrix.transposed else weight)
         return perplexity(model.to(arguments.device), test, arguments.length, BATCH, arguments.device)["perplexity"]
 
     both = len({pattern.granularity for pattern in patterns} - {"group"}) == 2
@@ -297,18 +312,19 @@ def perplexities(
 def pruned_model(
     arguments: argparse.Namespace, tokens: torch.Tensor, pattern: gp.Pattern, recipe: tuple
 ) -> dict[str, torch.Tensor]:
-    """Pruned weights (out, in) by the linear's name in the model."""
+    """Which matrix, and its pruned weight (out, in), by the parameter's name in the model; experts are left out."""
     blocks, _ = open_blocks(arguments.model, "float32", arguments.device)
     hidden, dense, done = [], [] if recipe[3] == "dense" else None, {}
     for index in range(len(blocks)):
-        weights, grams = observed(blocks, index, tokens, hidden, dense)
+        weights, grams, matrices = observed(blocks, index, tokens, hidden, dense)
         new = {name: pruned(weights[name], gram, cross, pattern, recipe) for name, (gram, cross) in grams.items()}
         if dense is not None:
             with blocks.loaded(index):
                 dense = [blocks.forward(b, dense[n] if dense else None)[1] for n, b in enumerate(tokens.split(BATCH))]
-        with blocks.loaded(index, new.get):
+        with blocks.loaded(index, change(new, matrices)):
             hidden = [blocks.forward(b, hidden[n] if hidden else None)[1] for n, b in enumerate(tokens.split(BATCH))]
-        done |= {f"{blocks.prefix}.{index}.{name}": weight for name, weight in new.items()}
+        for name, weight in new.items():
+            done[f"{blocks.prefix}.{index}.{matrices[name].parameter}"] = matrices[name], weight
     return done
 
 

@@ -40,8 +40,21 @@ CONFIGS = {
         ),
         mm_tokens_per_image=4,
     ),
+    "mixtral": dict(
+        model_type="mixtral", num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2, **WIDE
+    ),
+    "qwen2_moe": dict(
+        model_type="qwen2_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, decoder_sparse_step=2,
+        shared_expert_intermediate_size=16, num_key_value_heads=2, **WIDE,
+    ),
+    "gpt_oss": dict(
+        model_type="gpt_oss", num_local_experts=4, num_experts_per_tok=2, sliding_window=8, **GROUPED,
+    ),
+    "llama4": dict(
+        model_type="llama4_text", num_local_experts=4, num_experts_per_tok=1, intermediate_size_mlp=48,
+        interleave_moe_layer_step=1, attention_chunk_size=16, **GROUPED,
+    ),
 }  # fmt: skip
-FUSED_EXPERTS = dict(model_type="mixtral", num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2, **WIDE)
 
 
 def config(name: str, **changes):

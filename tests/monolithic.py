@@ -1,6 +1,7 @@
 """The same pruning without stages: whole models in memory, plain loops, one Gram matrix per linear."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def load(folder: Path, place: Callable[[torch.Tensor], torch.Tensor] = torch.clo
 
     transformers maps files, where a weight may begin anywhere, and the order of a product's sums depends on that.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", experts_implementation="eager").eval()
     for parameter in model.parameters():
         parameter.data = place(parameter.data)
     return model
@@ -30,20 +31,18 @@ def prune_in_memory(folder: Path, tokens: torch.Tensor, run: dict[str, Any], bat
     blocks = block_list(model)
     later = []
     for block, other in zip(blocks, block_list(untouched), strict=True):
-        linears, others = linears_of(block), linears_of(other)
         grams, crosses = {}, {}
         for batch in tokens.split(batch_size):
-            seen, dense_seen = observe(model, linears, batch), observe(untouched, others, batch)
-            for name, rows in seen.items():
+            seen, dense_seen = observe(model, block, batch), observe(untouched, other, batch)
+            for name, (_, rows) in seen.items():
                 add(grams, name, rows, rows)
-                add(crosses, name, rows, dense_seen[name])
-        for name in grams:  # a linear that is never called as a module has none, and stays dense
-            weight = linears[name].weight
-            dense = (weight.T if isinstance(linears[name], Conv1D) else weight).float()
-            if run.get("target") == "dense":
+                if "experts" not in name:
+                    add(crosses, name, rows, dense_seen[name][1])
+        for name, (weight, _) in observe(model, block, tokens).items():  # (out, in), a view of what is stored
+            dense = weight.float().contiguous()
+            if run.get("target") == "dense" and "experts" not in name:
                 dense = gp.retarget_weight(dense, grams[name], crosses[name])
-            new = prune_one(dense, grams[name], pattern, run)
-            later.append((weight, (new.T if isinstance(linears[name], Conv1D) else new).to(weight.dtype)))
+            later.append((weight, prune_one(dense, grams[name], pattern, run).to(weight.dtype)))
         if run.get("propagation", "pruned") == "pruned":
             write(later)
     write(later)
@@ -58,28 +57,61 @@ def prune_one(dense: torch.Tensor, gram: torch.Tensor, pattern: gp.Pattern, run:
     return gp.update_weight(dense, gram, mask, method=run.get("update", "none"))[0]
 
 
-def observe(model, linears, batch) -> dict[str, torch.Tensor]:
-    """Every linear's input (tokens, in) in a forward pass of the whole model."""
+def observe(model, block, batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Weight (out, in) and input (tokens, in) of every linear of a block in a forward pass of the whole model.
+
+    Linears are those that are called as modules, and those of fused experts, which are asked one by one what they give
+    for the tokens that the router sends them.
+    """
     seen = {}
 
-    def hook(name):
-        return lambda module, args: seen.update({name: args[0].reshape(-1, args[0].shape[-1]).float()})
+    def called(module, args, name):
+        transposed = isinstance(module, Conv1D)
+        seen[name] = (module.weight.T if transposed else module.weight), args[0].reshape(-1, args[0].shape[-1]).float()
 
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in linears.items()]
+    def routed(module, args, name):
+        hidden, transposed = args[0].reshape(-1, args[0].shape[-1]), getattr(module, "is_transposed", True)
+        for expert in range(len(module.gate_up_proj)):
+            if len(args) > 1:
+                rows = hidden[torch.where((args[1] == expert).T)[1]]
+            else:  # Llama 4: every expert has all tokens, which are zero where they go elsewhere
+                rows = hidden.chunk(len(module.gate_up_proj))[expert]
+            give = module.gate_up_proj[expert], module.down_proj[expert]
+            up, down = (weight.T for weight in give) if transposed else give
+            given = (rows[None] @ up.T[None])[0] if len(args) == 1 else rows @ up.T
+            given = given + (module.gate_up_proj_bias[expert] if getattr(module, "has_bias", False) else 0)
+            if hasattr(module, "_apply_gate"):
+                inner = module._apply_gate(given)
+            else:
+                gate, inner = given.chunk(2, dim=-1)
+                inner = inner * module.act_fn(gate)
+            here = (rows != 0).any(dim=1)
+            seen[f"{name}.gate_up_proj.{expert}"] = up, rows[here].float()
+            seen[f"{name}.down_proj.{expert}"] = down, inner[here].float()
+
+    def stepped(module, args, output, mixer, name):
+        seen[name] = mixer.dt_proj.weight, output[..., : mixer.time_step_rank].flatten(0, -2).float()
+
+    handles = []
+    for name, module in block.named_modules():
+        if hasattr(module, "dt_proj"):  # Mamba takes its weight, and does not call it
+            take = partial(stepped, mixer=module, name=f"{name}.dt_proj")
+            handles.append(module.x_proj.register_forward_hook(take))
+        routes = {"router", "shared_expert_gate"} & {*name.split(".")}
+        if isinstance(module, torch.nn.Linear | Conv1D) and not routes:
+            handles.append(module.register_forward_pre_hook(partial(called, name=name)))
+        elif name.endswith("experts") and hasattr(module, "gate_up_proj"):
+            handles.append(module.register_forward_pre_hook(partial(routed, name=name)))
     model(input_ids=batch, use_cache=False)
     for handle in handles:
         handle.remove()
-    return seen
+    return {name: (weight, rows) for name, (weight, rows) in seen.items() if len(rows)}
 
 
 def add(matrices, name, left, right) -> None:
     """`matrices[name] += leftᵀ right`."""
     start = matrices.get(name, torch.zeros(left.shape[1], left.shape[1]))
     matrices[name] = torch.addmm(start, left.T, right)
-
-
-def linears_of(block) -> dict[str, torch.nn.Module]:
-    return {name: m for name, m in block.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
 
 
 def block_list(model):

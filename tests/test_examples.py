@@ -46,7 +46,7 @@ PRUNED = {  # linears per block, weights in all of them
     "meta-llama/Llama-3.1-8B": (7, 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336)),
     "meta-llama/Llama-3.2-1B": (7, 16 * (2 * 2048**2 + 2 * 2048 * 512 + 3 * 2048 * 8192)),
     "./opt-125m": (6, 12 * (4 * 768**2 + 2 * 768 * 3072)),
-    "state-spaces/mamba-130m-hf": (3, 24 * (768 * 3072 + 1536 * (48 + 2 * 16) + 1536 * 768)),  # without dt_proj
+    "state-spaces/mamba-130m-hf": (4, 24 * (768 * 3072 + 1536 * (48 + 2 * 16) + 48 * 1536 + 1536 * 768)),
 }
 # What is shared is there once: block 0's Gram matrices by all runs, its masks by runs with the same mask settings.
 JOBS = {

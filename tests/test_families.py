@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from gramprune.experiment.run import Run
 from gramprune.model import layout
-from gramprune.model.blocks import open_blocks
+from gramprune.model.blocks import HIDDEN, open_blocks
 from gramprune.stages.assemble import assemble
 from gramprune.stages.capture import capture
 from gramprune.stages.fetch import fetch_model
@@ -83,9 +83,9 @@ def test_a_block_alone_gives_the_bits_of_the_whole_model(model, tokens):
     blocks, _ = open_blocks(model)
     for index in reversed(range(len(blocks))):
         with blocks.loaded(index):
-            first, output = blocks.forward(tokens, entered[index] if index else None)
-        assert torch.equal(first, entered[index])
-        assert torch.equal(output, left[index])
+            first, output = blocks.forward(tokens, {HIDDEN: entered[index]} if index else None)
+        assert torch.equal(first[HIDDEN], entered[index])
+        assert torch.equal(output[HIDDEN], left[index])
 
 
 @pytest.mark.bits
@@ -95,7 +95,7 @@ def test_a_block_alone_gives_the_whole_models_outputs_to_the_last_places_whereve
     blocks, _ = open_blocks(model)
     for index in range(len(blocks)):
         with blocks.loaded(index):
-            output = blocks.forward(tokens, entered[index])[1]
+            output = blocks.forward(tokens, {HIDDEN: entered[index]})[1][HIDDEN]
         unit = torch.finfo(output.dtype).eps * left[index].abs().max().double()
         assert (output.double() - left[index].double()).abs().max() <= 4 * unit
 
@@ -106,11 +106,13 @@ def test_the_layout_from_config_alone_names_the_linears_that_are_pruned(model, t
     assert len(found["blocks"]) == len(entered) == 3
     with safe_open(sorted(model.glob("*.safetensors"))[0], "pt") as file:
         assert file.keys()
-    blocks, keys = open_blocks(model)
+    blocks, _ = open_blocks(model)
     for index, block in enumerate(found["blocks"]):
+        parameters = dict(blocks[index].named_parameters())
         for name, linear in block["linears"].items():
-            shape = keys.weights.shape(keys.keys(f"{blocks.prefix}.{index}.{name}.weight")[0])
-            assert sorted(shape) == sorted((linear["rows"], linear["columns"]))
+            shape = parameters[name if name in parameters else f"{name}.weight"].shape
+            assert shape.numel() == linear["rows"] * linear["columns"] * linear.get("experts", 1)
+            assert {linear["rows"], linear["columns"]} == {*shape[-2:]} or (linear.get("experts") and shape[1:])
 
 
 @pytest.mark.bits
@@ -141,8 +143,11 @@ def prune_in_stages(folder, tokens, run, work):
     written = artifacts.provenance("calibrate", {}, "code", {}, model=fingerprint)
     artifacts.write(work / "tokens", {"tokens": tokens}, written)
     recipe = Run.model_validate(run)
+    linears = layout.describe(json.loads((folder / "config.json").read_text()))["blocks"]
     common = {"model": manifest, "tokens": work / "tokens", "labels": {}, "code": "code", "device": "cpu"}
     common["metrics"] = work / "metrics.json"
+
+    seen = {"dtype": "auto", "accumulate": "float32", "min_tokens": 1}
 
     def captured(trail, block, before, weights, dense):
         at = {name: work / f"{trail}_{block}_{name}" for name in ("inputs", "gram")}
@@ -154,7 +159,7 @@ def prune_in_stages(folder, tokens, run, work):
             grams=at["gram"],
             trail=trail,
             block=block,
-            settings={"dtype": "auto", "accumulate": "float32", "exclude": []},
+            settings={**seen, "linears": list(linears[block]["linears"])},
             batch_size=2,
             **common,
         )
@@ -191,4 +196,4 @@ def test_a_checkpoint_without_the_base_models_name_in_its_keys_is_read(tmp_path,
     entered, left = hidden_states(tmp_path, tokens)
     blocks, _ = open_blocks(tmp_path)
     with blocks.loaded(2):
-        assert torch.equal(blocks.forward(tokens, entered[2])[1], left[2])
+        assert torch.equal(blocks.forward(tokens, {HIDDEN: entered[2]})[1][HIDDEN], left[2])

@@ -184,8 +184,11 @@ def test_tensors_that_transformers_renames_splits_and_permutes_are_pruned_in_the
     described = layout.describe(folders.read_config(converted))
     inspect.check(converted, described)
     _, keys = open_blocks(converted)
-    assert keys.place("model.layers.1.self_attn.k_proj.weight") == [["model.layers.1.attn.qkv.weight", 32, 64, 1]]
-    assert len(keys.place("model.layers.1.self_attn.o_proj.weight")) > 1
+    assert keys.place("model.layers.1.self_attn.k_proj.weight") == (
+        [["model.layers.1.attn.qkv.weight", 32, 64, 1]],
+        False,
+    )
+    assert len(keys.place("model.layers.1.self_attn.o_proj.weight")[0]) > 1
 
     tokens = torch.randint(0, 300, (6, 24), generator=torch.Generator().manual_seed(0))
     run = {"sparsity": 0.5, "mask": "wanda", "update": "admm", "propagation": "pruned"}
@@ -214,18 +217,18 @@ def test_weights_are_opened_again_only_where_the_folder_has_changed(tiny_model, 
 
 
 def test_what_stays_dense_is_said_with_its_share_of_the_blocks():
-    """DBRX's experts are bare parameters, which no linear calls."""
-    sizes = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64, "vocab_size": 160}
-    experts = {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2}
-    attention = {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4}
-    found = layout.describe({"model_type": "dbrx", **sizes, "ffn_config": experts, "attn_config": attention})
-    said = layout.summary(found, exclude=["*.out_proj"])
-    dense = 2 * (3 * 4 * 64 * 32 + 32 * 32)
+    """Mixtral's routers choose experts, and are not pruned; linears that a pattern excludes neither."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2, "vocab_size": 160}
+    found = layout.describe({"model_type": "mixtral", **sizes, **experts})
+    said = layout.summary(found, exclude=["*.o_proj"])
+    dense = 2 * (4 * 32 + 32 * 32)
     everything = sum(block["parameters"] for block in found["blocks"])
-    assert all(f"ffn.experts.mlp.{name} (" in said for name in ("w1", "v1", "w2")) and "out_proj (" in said
+    assert "mlp.gate (" in said and "self_attn.o_proj (" in said
     pruned = int(re.search(r"linears with ([\d,]+) weights", said)[1].replace(",", ""))
     assert f"{pruned / everything:.1%} of the blocks' parameters" in said
-    assert 0 <= everything - pruned - dense < 0.02 * everything  # norms
+    assert everything - pruned - dense == 2 * 2 * 32  # norms
+    assert f"{2 * (3 + 4 * 2)} linears" in said  # q, k and v, and two of each of the four experts
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"])

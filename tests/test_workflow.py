@@ -127,7 +127,7 @@ def test_artifacts_say_what_they_were_made_from(clone, tiny_model):
     assert gram.provenance["inputs"]["inputs"] == inputs.digest
     assert inputs.provenance["inputs"]["weights"] == weights.digest
     assert weights.provenance["settings"]["options"]["damping"] == 0.1
-    assert gram.provenance["tokens"] == 12 * 64
+    assert {linear["tokens"] for linear in gram.provenance["linears"].values()} == {12 * 64}
     assert {a.provenance["model"] for a in (gram, inputs, weights)} == {fingerprint}
     distinct = ["mlp.down_proj", "mlp.gate_proj", "self_attn.o_proj", "self_attn.q_proj"]
     assert gram.names == sorted(distinct + [f"{name}.sum" for name in distinct])
@@ -144,7 +144,8 @@ def test_artifacts_say_what_they_were_made_from(clone, tiny_model):
 
 
 def test_stored_sums_and_cross_products_are_those_of_the_linears_inputs(clone, tiny_model):
-    from gramprune.model.blocks import inputs_of, linears, open_blocks
+    from gramprune.model.blocks import open_blocks
+    from gramprune.model.products import Products
 
     folder = clone.folder / "results/tiny"
     tokens = artifacts.read(folder / "calibration.safetensors").read("tokens")
@@ -153,9 +154,9 @@ def test_stored_sums_and_cross_products_are_those_of_the_linears_inputs(clone, t
     with blocks.loaded(1) as module:
         for trail in ("aimed", "dense"):
             hidden = artifacts.read(folder / trail / "block_001/inputs.safetensors").read("hidden")
-            with inputs_of(linears(module)) as seen:
-                blocks.forward(tokens, hidden)
-            inputs.append({name: x.flatten(0, -2).double() for name, x in seen.items()})
+            with Products(module) as seen:
+                blocks.forward(tokens, {"hidden": hidden})
+            inputs.append({name: x.double() for name, (x,) in seen.inputs.items()})
     gram = artifacts.read(folder / "aimed/block_001/gram.safetensors")
     for linear in gram.provenance["linears"].values():
         name = linear["gram"]

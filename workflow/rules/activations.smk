@@ -40,7 +40,9 @@ rule capture:
     resources:
         **needs(resources.capture, block_number, aims_at_dense),
     params:
-        settings=lambda w: canonical(SETTINGS.capture_settings),
+        settings=lambda w: canonical(
+            {**SETTINGS.capture_settings, "linears": linears_of(w)}
+        ),
         code=code("stages.capture"),
     script:
         "../scripts/capture.py"

@@ -20,6 +20,7 @@ from gramprune.experiment.countdown import Countdown
 from gramprune.storage import fingerprint, lock
 from gramprune.model import folder as model_folder
 from gramprune.model import layout
+from gramprune.model.layout import selected
 from gramprune import machine
 from gramprune.storage.fingerprint import canonical
 from gramprune.experiment import pipeline
@@ -215,6 +216,13 @@ def patterns_of(w):
 
 def pruned_blocks(w):
     return [pruned_block(w.model, w.run, block) for block in blocks_of(w.model)]
+
+
+def linears_of(w):
+    """The linears of a block that are looked at."""
+    return selected(
+        LAYOUTS[w.model]["blocks"][int(w.block)]["linears"], SETTINGS.exclude
+    )
 
 
 def inputs_before(w):

@@ -10,7 +10,7 @@ from gramprune.experiment.options import OwnTarget
 from gramprune.experiment.pipeline import Job, Key
 from gramprune.experiment.resources import DEVICES, GIB, Need
 from gramprune.experiment.settings import Settings
-from gramprune.model.layout import selected
+from gramprune.model.layout import selected, weights_of
 from gramprune.progress import duration
 
 OVERHEAD = 10.0  # seconds that a cluster takes to start and notice the end of a job
@@ -53,7 +53,7 @@ def sparsities(settings: Settings, layouts: dict[str, dict[str, Any]]) -> list[s
                 zeros = total = 0.0
                 for block, recipe in zip(blocks, recipes, strict=True):
                     for name in selected(block["linears"], settings.exclude):
-                        size = block["linears"][name]["rows"] * block["linears"][name]["columns"]
+                        size = weights_of(block["linears"][name])
                         pattern = recipe.pattern_of(name)
                         total += size
                         zeros += size * pattern.sparsity if pattern else 0

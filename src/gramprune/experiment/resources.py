@@ -98,11 +98,13 @@ class Shape:
     rows: int
     columns: int
     input: str
+    experts: int = 1
+    active: float = 1.0  # how many of the experts a token goes to
 
 
 def shapes(layout: dict[str, Any], settings: Settings, block: int) -> list[Shape]:
-    """The linears of a block that may be pruned."""
-    return list(_named(layout, settings, block).values())
+    """The linears of a block that may be pruned, every expert as one."""
+    return [shape for shape in _named(layout, settings, block).values() for _ in range(shape.experts)]
 
 
 def _named(layout: dict[str, Any], settings: Settings, block: int) -> dict[str, Shape]:
@@ -112,7 +114,13 @@ def _named(layout: dict[str, Any], settings: Settings, block: int) -> dict[str, 
 
 def inputs(linears: Iterable[Shape]) -> list[int]:
     """The widths of the linears' distinct inputs."""
-    return [columns for _, columns in {linear.input: linear.columns for linear in linears}.items()]
+    distinct = {linear.input: linear for linear in linears}.values()
+    return [linear.columns for linear in distinct for _ in range(linear.experts)]
+
+
+def observed(linears: Iterable[Shape], power: int) -> float:
+    """Of the distinct inputs that one token gives: their widths to that power, summed up."""
+    return sum(s.active * s.columns**power for s in {linear.input: linear for linear in linears}.values())
 
 
 def model_bytes(layout: dict[str, Any]) -> float:
@@ -162,8 +170,8 @@ def tokens(settings: Settings) -> int:
 
 
 def hidden_bytes(layout: dict[str, Any], settings: Settings) -> float:
-    """The hidden states that enter one block."""
-    return tokens(settings) * layout["width"] * width(layout, settings)
+    """What enters one block: hidden states, and what else earlier blocks have left."""
+    return tokens(settings) * layout["flow"] * width(layout, settings)
 
 
 def gram_bytes(layout: dict[str, Any], settings: Settings, block: int, crossed: bool = False) -> float:
@@ -182,7 +190,8 @@ def capture(layout: dict[str, Any], settings: Settings, block: int, crossed: boo
     widths, parameters = inputs(linears), max(b["parameters"] for b in layout["blocks"][max(0, block - 1) : block + 1])
     batch = settings.batch_size * settings.calibration.length
     # Hidden states in and out, distinct inputs, what linears give; and one input in the Gram matrix's dtype.
-    per_token = size * (2 * layout["width"] + sum(widths) * (1 + crossed) + sum(linear.rows for linear in linears))
+    given = sum(linear.rows * linear.active / linear.experts for linear in linears)
+    per_token = size * (2 * layout["width"] + observed(linears, 1) * (1 + crossed) + given)
     summed = BYTES[settings.calibration.accumulate] * (1 + crossed)
     grams = gram_bytes(layout, settings, block, crossed)
     passes = (1 if block == 0 else 2) + crossed
@@ -198,7 +207,7 @@ def capture(layout: dict[str, Any], settings: Settings, block: int, crossed: boo
         scratch=grams,
         read=(passes + crossed) * hidden + size * (layout["outside"] + 2 * parameters),
         half=2.0 * passes * parameters * tokens(settings),
-        full=2.0 * (1 + crossed) * tokens(settings) * sum(n * n for n in widths),
+        full=2.0 * (1 + crossed) * tokens(settings) * observed(linears, 2),
         accelerated=True,
         start=4.0,
     )
@@ -267,8 +276,9 @@ def method(
     weights: bool,  # whether it writes weights, else only masks
 ) -> Need:
     """A method on all linears of a block, one after the other."""
-    named = {n: (s, p) for n, s in _named(layout, settings, block).items() if (p := recipe.pattern_of(n))}
-    linears, size = [shape for shape, _ in named.values()], BYTES[recipe.precision]
+    named = _named(layout, settings, block).items()
+    chosen = [(s, p) for name, s in named if (p := recipe.pattern_of(name)) for _ in range(s.experts)]
+    linears, size = [shape for shape, _ in chosen], BYTES[recipe.precision]
     if not linears:  # the block stays dense
         return Need(TORCH, accelerated=True)
     squares = [n * n for n in inputs(linears)]
@@ -295,7 +305,7 @@ def method(
                 cost.squares * linear.columns**2
                 + cost.systems * (min(pattern.sparsity, 1 - pattern.sparsity) * linear.columns) ** 3
             )
-            for linear, pattern in named.values()
+            for linear, pattern in chosen
         ),
         traffic=cost.passes * size * sum(elements),
         accelerated=True,

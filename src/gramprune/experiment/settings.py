@@ -142,6 +142,11 @@ class Calibration(Section):
     bos: Bos = "auto"
     seed: Integer = Field(0, description="Chooses the sequences.")
     accumulate: Literal["float32", "float64"] = Field("float32", description="Dtype in which Gram matrices are summed.")
+    min_tokens: Positive | None = Field(
+        None,
+        description="An expert to which fewer tokens go has no Gram matrix of its own: it is pruned by that of all "
+        "experts' inputs, or by magnitude where its inputs are its own; by default a quarter of its inputs' number.",
+    )
 
     @model_validator(mode="after")
     def _each_has_samples(self) -> Calibration:
@@ -312,8 +317,9 @@ class Settings(Section):
 
     @property
     def capture_settings(self) -> dict[str, Any]:
-        """All that hidden states and Gram matrices depend on, besides model, tokens and the blocks before."""
-        return {"dtype": self.dtype, "accumulate": self.calibration.accumulate, "exclude": self.exclude}
+        """All that hidden states and Gram matrices depend on, besides model, linears, tokens and the blocks before."""
+        calibration = self.calibration
+        return {"dtype": self.dtype, "accumulate": calibration.accumulate, "min_tokens": calibration.min_tokens}
 
     def perplexity_settings(self, dataset: str) -> dict[str, Any]:
         """All that the perplexity on one dataset depends on, besides checkpoint and documents."""

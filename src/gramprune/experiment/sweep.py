@@ -67,7 +67,9 @@ def _combinations(entry: Any, where: str) -> Iterator[Any]:
         if not values:
             raise GrampruneError(f"{where}.{'.'.join(path)}: the list is empty.")
     for values in product(*(values for _, values in swept)):
-        yield from _combinations(_put(entry, swept, values), where)
+        run = _put(entry, swept, values)
+        # A mapping among the values may have lists in it; a list in a list is a mistake, which is said of the run.
+        yield from [run] if any(isinstance(value, list) for value in values) else _combinations(run, where)
 
 
 def excluded(runs: list[Any], patterns: Any) -> list[bool]:

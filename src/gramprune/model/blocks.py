@@ -9,20 +9,26 @@ one machine with as many threads and weights that lie alike in memory; elsewhere
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from gramprune.errors import GrampruneError
 from gramprune.model.keys import Keys
 from gramprune.model.loading import compute_dtype, empty_model, parse_config
 from gramprune.model.weights import Weights
+
+HIDDEN = "hidden"
+Flow = dict[str, Tensor]
+"""What goes from block to block: the hidden states (batch, length, …), and what blocks leave for later ones in a
+mapping that they are all given, such as keys and values that several share (batch, …)."""
 
 Source = Callable[[str, Tensor], Tensor | None]
 """(name in the model, the tensor without values) -> its values on the CPU, None where there are none."""
@@ -32,7 +38,7 @@ class Blocks:
     """A model without weights, and the means to execute one of its blocks.
 
     whole: as `empty_model` makes it. source: where values come from.
-    Raises GrampruneError if the blocks cannot be found or have parts that cannot be pruned yet.
+    Raises GrampruneError if the blocks cannot be found or share parameters.
     """
 
     def __init__(self, whole: PreTrainedModel, source: Source, device: str = "cpu"):
@@ -45,20 +51,25 @@ class Blocks:
         """Name of the list of blocks in the model: the parameters of block 3 start with `{prefix}.3.`"""
         self.dtype, self.device, self._source = whole.dtype, device, source
         self._blocks = list(self._list)
-        _refuse_fused(self._blocks, config)
         _refuse_shared(whole, self.prefix)
         base, inside = _parameters(self.model), _parameters(self._list)
         tied = getattr(whole, "all_tied_weights_keys", {})  # each is another parameter, once more
         everything = sum(parameter.numel() for name, parameter in whole.named_parameters() if name not in tied)
         self.width: int = config.get_text_config().hidden_size
+        self.shape: tuple[int, ...] = (self.width,)
+        """Of the hidden states of one token; most models have one vector for each, some several."""
         self.sizes = {"outside": base - inside, "head": everything - base}
         """Numbers of parameters that are in no block; `head` is all that does not feed the blocks and is not tied."""
         self._members: int | None = None  # of what a block returns: 0 for a tensor, else the tuple's length
+        self.beside: tuple[Any, ...] = ()
+        """What the last block gave beside hidden states; stubs give None instead, or `instead`."""
+        self.instead: tuple[Any, ...] | None = None
         self._loaded: nn.Module | None = None
         for index, block in enumerate(self._blocks):
             self._list[index] = _Skip(block, self)
         self._fill(self.model, f"{prefix}." if prefix else "")  # what is left now stands outside the blocks
         self.model.to(device)
+        self._learn_shape()
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -68,19 +79,17 @@ class Blocks:
         return self._blocks[index]
 
     @contextmanager
-    def loaded(self, index: int, replace: Callable[[str], Tensor | None] | None = None) -> Iterator[nn.Module]:
+    def loaded(self, index: int, change: Callable[[str, Tensor], None] | None = None) -> Iterator[nn.Module]:
         """Block `index` with its values in memory; until the end of the `with`, `forward` executes it.
 
-        replace: from a linear's name to the weight (out, in) that it gets instead of the model's, or to None.
+        change: is given every parameter's name in the block and its values, in the stored dtype, and may change them.
         """
         block, stub = self._blocks[index], self._list[index]
         empty = dict(block.named_parameters())
         try:
-            self._fill(block, f"{self.prefix}.{index}.", replace)
+            self._fill(block, f"{self.prefix}.{index}.", change)
             block.to(self.device)
             self._list[index] = self._loaded = block
-            if index:  # the stubs before it must know; those after it learn from its first pass
-                self._learn_members()
             yield block
         finally:
             self._list[index], self._loaded = stub, None
@@ -91,20 +100,37 @@ class Blocks:
     def forward(
         self,
         tokens: Tensor,  # (batch, length) int64
-        hidden: Tensor | None = None,  # (batch, length, width) to enter the block; by default the model's own
-    ) -> tuple[Tensor, Tensor]:
-        """What entered the loaded block and what left it, (batch, length, width) each, on the device."""
-        entered = left = None
+        entering: Flow | None = None,  # what is to enter the block; by default the model's own
+    ) -> tuple[Flow, Flow]:
+        """What entered the loaded block and what left it, on the device."""
+        if self._members is None and self._loaded is not self._blocks[0]:
+            with _disable_current_modes():  # nobody is to see this pass
+                self._pass(tokens[:1], entering and {name: tensor[:1] for name, tensor in entering.items()})
+        return self._pass(tokens, entering)
+
+    def _pass(self, tokens: Tensor, entering: Flow | None) -> tuple[Flow, Flow]:
+        entered: Flow = {}
+        left: Flow = {}
+        mappings: dict[str, tuple[MutableMapping, dict]] = {}
 
         def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-            nonlocal entered
-            entered = (args[0] if args else kwargs["hidden_states"]) if hidden is None else hidden.to(self.device)
-            return ((entered, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": entered})
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if entering is not None:
+                hidden = entering[HIDDEN].to(self.device).movedim((0, 1), self._dimensions)
+            for name, mapping in kwargs.items():
+                if isinstance(mapping, MutableMapping):
+                    mapping.update(_nested(entering or {}, name, self.device))
+                    mappings[name] = mapping, dict(mapping)
+            entered.update(entering or {}, **{HIDDEN: hidden.movedim(self._dimensions, (0, 1))})
+            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         def leave(module: nn.Module, args: tuple, output: Any) -> None:
-            nonlocal left
-            left = output[0] if isinstance(output, tuple) else output
+            hidden = output[0] if isinstance(output, tuple) else output
             self._members = len(output) if isinstance(output, tuple) else 0
+            self.beside = output[1:] if isinstance(output, tuple) else ()
+            left.update(entering or {}, **{HIDDEN: hidden.movedim(self._dimensions, (0, 1))})
+            for name, (mapping, before) in mappings.items():
+                left.update(_flat({key: v for key, v in mapping.items() if before.get(key) is not v}, name))
 
         hooks = [
             self._loaded.register_forward_pre_hook(enter, with_kwargs=True),
@@ -117,20 +143,33 @@ class Blocks:
                 hook.remove()
         return entered, left
 
-    def _learn_members(self) -> None:
-        """Find out from the first loaded block whether blocks return a tensor or a tuple; stubs do the same."""
-        if self._members is None:
-            self.forward(torch.zeros(1, 2, dtype=torch.int64))
+    @torch.no_grad()
+    def _learn_shape(self) -> None:
+        """Find out what shape hidden states have: with the sequences grows one dimension, with their length another."""
 
-    def _fill(self, module: nn.Module, prefix: str, replace: Callable[[str], Tensor | None] | None = None) -> None:
+        class Enough(Exception):
+            pass
+
+        def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            shapes.append((args[0] if args else kwargs["hidden_states"]).shape)
+            raise Enough
+
+        shapes: list[torch.Size] = []
+        hook = self._list[0].register_forward_pre_hook(note, with_kwargs=True)
+        for size in ((1, 2), (2, 2), (1, 3)):
+            with suppress(Enough):
+                self.model(input_ids=torch.zeros(size, dtype=torch.int64, device=self.device), use_cache=False)
+        hook.remove()
+        one, more, longer = shapes
+        self._dimensions = tuple(
+            next(d for d, (a, b) in enumerate(zip(one, other, strict=True)) if a != b) for other in (more, longer)
+        )
+        self.shape = tuple(size for d, size in enumerate(one) if d not in self._dimensions)
+
+    def _fill(self, module: nn.Module, prefix: str, change: Callable[[str, Tensor], None] | None = None) -> None:
         """Give a module's parameters their values, and its buffers those that the checkpoint has."""
         for name, tensor in [*module.named_parameters(), *_persistent_buffers(module)]:
-            linear, _, kind = name.rpartition(".")
-            values = replace(linear) if replace and kind == "weight" else None
-            if values is None:
-                values = self._source(prefix + name, tensor)
-            elif is_transposed(module.get_submodule(linear)):
-                values = values.T.contiguous()
+            values = self._source(prefix + name, tensor)
             if values is None:
                 if tensor.is_meta:
                     raise GrampruneError(
@@ -142,6 +181,8 @@ class Blocks:
                 raise GrampruneError(
                     f"{prefix}{name} is {list(values.shape)} in the checkpoint, {list(tensor.shape)} by config.json."
                 )
+            if change:
+                change(name, values)
             _put(module, name, values.to(self.dtype) if tensor.is_meta else values.to(tensor.dtype))
 
 
@@ -164,7 +205,26 @@ class _Skip(nn.Module):
         if self._owner._members is None:
             self._owner._loaded(hidden_states, *args, **kwargs)  # its hook notes what it returns
         members = self._owner._members
-        return (hidden_states, *[None] * (members - 1)) if members else hidden_states
+        others = self._owner.instead or [None] * (members - 1)
+        return (hidden_states, *others) if members else hidden_states
+
+
+def _flat(mapping: dict[Any, Any], name: str) -> Flow:
+    """The tensors in a mapping, and those in tuples in it, by place: `name/key/1`."""
+    found = {}
+    for key, value in mapping.items():
+        members = value if isinstance(value, tuple) else (value,)
+        found |= {f"{name}/{key}/{i}": each for i, each in enumerate(members) if isinstance(each, Tensor)}
+    return found
+
+
+def _nested(flow: Flow, name: str, device: str) -> dict[str, tuple[Tensor, ...]]:
+    """The other way round: what a mapping of this name holds."""
+    found: dict[str, list[Tensor]] = defaultdict(list)
+    for place, tensor in flow.items():
+        if place.startswith(f"{name}/"):
+            found[place.split("/")[1]].append(tensor.to(device))
+    return {key: tuple(members) for key, members in found.items()}
 
 
 def open_blocks(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> tuple[Blocks, Keys]:
@@ -173,41 +233,6 @@ def open_blocks(folder: Path | str, dtype: str = "auto", device: str = "cpu") ->
     model = empty_model(config, compute_dtype(dtype, config, weights))
     keys = Keys(model, weights)
     return Blocks(model, keys.read, device), keys
-
-
-def linears(block: nn.Module) -> dict[str, nn.Module]:
-    """The prunable modules of a block by name: nn.Linear, and GPT-2's transposed Conv1D."""
-    return {name: m for name, m in block.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
-
-
-def is_transposed(linear: nn.Module) -> bool:
-    """Whether the stored weight is (in, out)."""
-    return isinstance(linear, Conv1D)
-
-
-def weight_of(linear: nn.Module) -> Tensor:
-    """A linear's weight as (out, in)."""
-    return linear.weight.T if is_transposed(linear) else linear.weight
-
-
-@contextmanager
-def inputs_of(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """A table, filled during a forward pass, from every linear that was called to its input (..., in)."""
-    inputs: dict[str, Tensor] = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda module, args, name=name: inputs.update({name: args[0]}))
-        for name, module in modules.items()
-    ]
-    try:
-        yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def shared_inputs(inputs: dict[str, Tensor]) -> dict[str, str]:
-    """From every linear to the first one whose input is the very same tensor."""
-    return {name: next(other for other, x in inputs.items() if x is tensor) for name, tensor in inputs.items()}
 
 
 def _find_blocks(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.ModuleList]:
@@ -221,18 +246,6 @@ def _find_blocks(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.Mo
             f"{outermost or 'none'}; this architecture is not supported."
         )
     return outermost[0], found[outermost[0]]
-
-
-def _refuse_fused(blocks: list[nn.Module], config: PreTrainedConfig) -> None:
-    """Raises GrampruneError for experts that are fused into 3-D parameters, which no hook sees."""
-    for index, block in enumerate(blocks):
-        for name, module in block.named_modules():
-            fused = [n for n, p in module.named_parameters(recurse=False) if p.ndim >= 3]
-            if fused and not isinstance(module, nn.modules.conv._ConvNd):
-                raise GrampruneError(
-                    f"model type {config.model_type}: block {index} fuses its experts into {name}.{fused[0]}; "
-                    "mixture-of-experts models cannot be pruned yet."
-                )
 
 
 def _refuse_shared(model: PreTrainedModel, prefix: str) -> None:

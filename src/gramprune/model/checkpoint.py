@@ -35,7 +35,7 @@ def pruned_copy(
         shutil.copyfile(path, target / path.name)
     weights = Weights(source)
     for place, matrix in matrices:
-        shape = (sum(len(range(*rows)) for _, *rows in place), *weights.shape(place[0][0])[1:])
+        shape = (sum(len(range(*rows)) for _, *rows in place), weights.shape(place[0][0])[-1])
         if tuple(matrix.shape) != shape or matrix.dtype != places.dtype(place, weights):
             raise GrampruneError(
                 f"{place[0][0]} in {source} is {places.dtype(place, weights)} {list(shape)}, but its pruned weight is "

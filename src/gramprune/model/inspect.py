@@ -51,11 +51,15 @@ def check(folder: Path, layout: dict[str, Any]) -> None:
         ) from error
     if lost:
         raise GrampruneError(missing(folder, lost))
-    for name, parameter in model.named_parameters():
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
         check_tensor(keys, name, tuple(parameter.shape))
     for index, block in enumerate(layout["blocks"]):
-        for name in block["linears"]:
-            keys.place(f"{layout['prefix']}.{index}.{name}.weight")
+        for name, linear in block["linears"].items():
+            parameter = f"{layout['prefix']}.{index}.{name}"
+            keys.place(
+                f"{parameter}.weight" if f"{parameter}.weight" in parameters else parameter, 0, linear.get("experts", 1)
+            )
     check_tokenizer(folder, model.get_input_embeddings().weight.shape[0])
 
 

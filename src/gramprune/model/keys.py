@@ -19,7 +19,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 
 from gramprune.errors import GrampruneError
 from gramprune.model.folder import AGAIN
-from gramprune.model.places import Place, runs
+from gramprune.model.places import Place, rows_of, runs
 from gramprune.model.weights import Weights
 from gramprune.pruning.numerics import finite
 
@@ -50,6 +50,7 @@ class Keys:
                     self._converters.setdefault(name, by_pattern[pattern])
                 self._sources[name].append((pattern or key, key))
         self._made_with = self._together()
+        self._arranged: dict[str, tuple[list[str], Tensor, bool]] = {}
         self._tied = _both_ways(getattr(model, "all_tied_weights_keys", {}))
 
     def _together(self) -> dict[str, str]:
@@ -111,27 +112,53 @@ class Keys:
         origin = self._origin(name)
         return [] if origin is None else [key for _, key in self._sources[self._made_with.get(origin, origin)]]
 
-    def place(self, name: str) -> Place:
-        """Where the rows of a matrix are stored. Raises GrampruneError if it is no arrangement of stored rows."""
+    def place(self, name: str, part: int | None = None, parts: int = 1) -> tuple[Place, bool]:
+        """Where the rows of a matrix are stored, or of one of its equal parts, and whether it is stored transposed.
+
+        Of a parameter with three dimensions, the rows of all matrices are counted one after the other.
+        Raises GrampruneError if it is no arrangement of stored rows.
+        """
         origin = self._origin(name)
         if origin is None:
             raise GrampruneError(f"{self.weights.folder} holds no {name}, which the model needs.")
+        if origin not in self._arranged:
+            self._arranged[origin] = self._rows(origin)
+        keys, order, turned = self._arranged[origin]
+        count = len(order) // parts
+        start = (part or 0) * count
+        return runs(keys, order[start : start + count], self.weights.shape), turned
+
+    def _rows(self, origin: str) -> tuple[list[str], Tensor, bool]:
+        """The tensors that hold a parameter, and the numbers of their rows in the order of its own, or of its columns.
+
+        Which row goes where is seen by converting numbers of rows: where they lie in a row, the file's rows are the
+        parameter's columns.
+        """
         first = self._made_with.get(origin)
         if first is None:
             key = self._only_key(origin)
-            return [[key, 0, self.weights.shape(key)[0], 1]]
+            return [key], torch.arange(rows_of(self.weights.shape(key))), False
         keys, count, numbers = [key for _, key in self._sources[first]], 0, {}
         for key in keys:
-            rows = self.weights.shape(key)[0]
-            numbers[key] = torch.arange(count, count + rows)[:, None]
-            count += rows
-        order = self._convert(first, numbers)[origin]
-        if order.shape != (self._known[origin].shape[0], 1):
+            shape = self.weights.shape(key)
+            numbers[key] = torch.arange(count, count + rows_of(shape)).reshape(*shape[:-1], 1)
+            if len(keys) == 1:  # what is done may depend on the shape; of several, whole ones would be put together
+                numbers[key] = numbers[key].expand(shape)
+            count += rows_of(shape)
+        order, shape = self._convert(first, numbers)[origin], self._known[origin].shape
+        rows, columns = order[..., :1], order[..., :1, :]
+        if len(keys) == 1 and order.shape == shape:
+            turned = not torch.equal(order, rows.expand(shape))
+            known = not turned or torch.equal(order, columns.expand(shape))
+        else:
+            turned = order.shape[-1] > 1
+            known = order.shape == ((*shape[:-2], 1, shape[-1]) if turned else (*shape[:-1], 1))
+        if not known:
             raise GrampruneError(
-                f"{name} is no arrangement of rows of {', '.join(keys)} in the checkpoint; it cannot be pruned yet: "
-                "leave it dense with `exclude`, or save the model once with save_pretrained."
+                f"{origin} is no arrangement of rows of {', '.join(keys[:3])} in the checkpoint; it cannot be pruned "
+                "yet: leave it dense with `exclude`, or save the model once with save_pretrained."
             )
-        return runs(keys, order[:, 0], self.weights.shape)
+        return keys, (columns if turned else rows).flatten(), turned
 
     def missing(self) -> list[str]:
         """Parameters that transformers would have to make anew, at random."""

@@ -1,7 +1,8 @@
 """What would be pruned: the linears of every block, found from a model's config.json alone.
 
 The model is built without weights; one block of each kind works on a few tokens with made-up values, which tells
-whether it can, which linears are called as modules, and which of them see the same input and so share a Gram matrix.
+whether it can, which of its matrices are multiplied with something, and which of them see the same input and so share
+a Gram matrix.
 Costs a second or two, and the memory of one matrix, for a model of any size.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 from gramprune.errors import GrampruneError, first_line, suggest
 from gramprune.storage import files, fingerprint
 
+TRIED = 6  # tokens in each of two sequences with which a block is tried
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LARGEST = {"num_hidden_layers": 2000, "hidden_size": 2**18, "intermediate_size": 2**21, "vocab_size": 2**23}
 """Sizes that are taken; those of real models are far below."""
@@ -46,7 +48,9 @@ def cached(path: Path, source: list[str | None], fetch: Callable[[], dict[str, A
 def describe(config: dict[str, Any]) -> dict[str, Any]:
     """Blocks, their linears and the context length of the model that a config.json describes.
 
-    `blocks[i]["linears"]` maps a linear's name to `rows`, `columns` and `input`, the first linear with the same input;
+    `blocks[i]["linears"]` maps a linear's name to `rows`, `columns` and `input`, the first linear with the same input.
+    Experts that are one parameter are one entry, with their number as `experts` and how many of them a token sees as
+    `active`; an expert's own name is that of the entry with its number behind a dot.
     `blocks[i]["dense"]` maps the other matrices, such as those that are read without calling a module, to their sizes:
     they stay as they are. Besides: the number of `parameters` of every block, `outside` the blocks and of the `head`
     where it is not tied; hidden `width`, `vocabulary`, `dtype`, and the blocks' `prefix` in parameters' names.
@@ -70,11 +74,12 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
         raise GrampruneError(unknown(config, error)) from error
     kinds: dict[str, dict[str, Any]] = {}
     described = []
+    flow: dict[str, Any] = {}
     for index in range(len(blocks)):
         kind = _kind(blocks[index])
         if kind not in kinds:
             try:
-                kinds[kind] = _tried(blocks, index)
+                kinds[kind], flow = _tried(blocks, index, flow)
             except GrampruneError:
                 raise
             except Exception as error:  # whatever its code does
@@ -89,6 +94,7 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
         "context": getattr(text, "max_position_embeddings", None),
         "dtype": str(dtype or "float32").removeprefix("torch."),
         "width": text.hidden_size,
+        "flow": sum(tensor[0].numel() for tensor in flow.values()) // TRIED,
         "vocabulary": text.vocab_size,
         "prefix": blocks.prefix,
         **blocks.sizes,
@@ -132,8 +138,10 @@ def _made_up(name: str, like: Any) -> Any:
     generator = torch.Generator().manual_seed(len(name))
     if like.ndim < 2:
         return torch.rand(like.shape, generator=generator) + 0.5
-    line = torch.rand(sum(like.shape) - like.ndim + 1, generator=generator) - 0.5
-    return torch.as_strided(line / like.shape[-1] ** 0.5, like.shape, (1,) * like.ndim)
+    strides = tuple(range(1, like.ndim + 1))  # all different, so that an operand's strides tell its orientation
+    reach = sum((size - 1) * stride for size, stride in zip(like.shape, strides, strict=True))
+    line = torch.rand(reach + 1, generator=generator) - 0.5
+    return torch.as_strided(line / like.shape[-1] ** 0.5, like.shape, strides)
 
 
 def _kind(block: Any) -> str:
@@ -148,39 +156,90 @@ def _kind(block: Any) -> str:
     return f"{type(block).__name__} {shapes} {switches}"
 
 
-def _tried(blocks: Any, index: int) -> dict[str, Any]:
-    """What a block consists of, seen while it works on a few tokens; raises whatever it raises.
+def _tried(blocks: Any, index: int, flow: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a block consists of, seen while it works on a few tokens, and what it leaves for later ones.
 
-    Two sequences that differ in their last token must give the same before it: else the model is no language model.
+    flow: what earlier blocks have left. Two sequences that differ in their last token must give the same before it:
+    else the model is no language model. Raises whatever the block raises.
     """
     import torch
 
-    from gramprune.model.blocks import inputs_of, is_transposed, linears, shared_inputs
+    from gramprune.model.blocks import HIDDEN
+    from gramprune.model.products import Products, name_of
 
-    found = linears(blocks[index])
-    sizes = {name: parameter.numel() for name, parameter in blocks[index].named_parameters()}
-    matrices = [name for name, parameter in blocks[index].named_parameters() if parameter.ndim > 1]
-    hidden = torch.randn(2, 6, blocks.width, generator=torch.Generator().manual_seed(0))
+    sizes = {name_of(name): parameter.numel() for name, parameter in blocks[index].named_parameters()}
+    large = [name_of(name) for name, parameter in blocks[index].named_parameters() if parameter.ndim > 1]
+    hidden = torch.randn(2, TRIED, *blocks.shape, generator=torch.Generator().manual_seed(0))
     hidden[1, :-1] = hidden[0, :-1]
-    with blocks.loaded(index) as block, inputs_of(linears(block)) as inputs:
-        _, left = blocks.forward(torch.zeros(2, 6, dtype=torch.int64), hidden)
-    one, other = left[:, :-1].nan_to_num()
+    with blocks.loaded(index) as block, Products(block) as seen:
+        _, left = blocks.forward(torch.zeros(2, TRIED, dtype=torch.int64), {**flow, HIDDEN: hidden})
+    one, other = left[HIDDEN][:, :-1].nan_to_num()
     if not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max())):
         raise GrampruneError(
             f"model type {blocks.model.config.model_type}: in block {index} a later token changes what earlier "
             "ones give, as in an encoder: it is not a causal language model; give a model that continues text."
         )
-    first = shared_inputs(inputs)
-    shapes = {
-        name: tuple(module.weight.shape[::-1] if is_transposed(module) else module.weight.shape)
-        for name, module in found.items()
-        if name in first
-    }
-    return {
-        "linears": {n: {"rows": rows, "columns": columns, "input": first[n]} for n, (rows, columns) in shapes.items()},
-        "dense": {name: sizes[name] for name in matrices if name.removesuffix(".weight") not in first},
+    if index:
+        _refuse_hidden_gifts(blocks, index, flow | {HIDDEN: hidden}, left[HIDDEN])
+    linears = _linears(seen, tokens=2 * TRIED)
+    described = {
+        "linears": linears,
+        "dense": {name: sizes[name] for name in large if name not in linears},
         "parameters": sum(sizes.values()),
     }
+    return described, left
+
+
+def _refuse_hidden_gifts(blocks: Any, index: int, flow: dict[str, Any], left: Any) -> None:
+    """Raises GrampruneError if a block uses what earlier ones give beside hidden states: that is not kept."""
+    import torch
+
+    gifts = tuple(torch.rand_like(each) if _is_float(each) else each for each in blocks.beside)
+    if any(map(_is_float, gifts)):
+        with blocks.loaded(index):
+            try:
+                blocks.instead = gifts
+                _, other = blocks.forward(torch.zeros(2, TRIED, dtype=torch.int64), flow)
+            finally:
+                blocks.instead = None
+        if not torch.equal(other["hidden"].nan_to_num(), left.nan_to_num()):
+            raise GrampruneError(
+                f"model type {blocks.model.config.model_type}: block {index} takes more from the block before it than "
+                "hidden states; this architecture cannot be pruned yet."
+            )
+
+
+def _is_float(value: Any) -> bool:
+    return hasattr(value, "is_floating_point") and value.is_floating_point()
+
+
+def _linears(seen: Any, tokens: int) -> dict[str, dict[str, Any]]:
+    """The linears of a block by name, all experts of a kind as one entry; not those that choose and weigh experts."""
+    from gramprune.model.products import name_of
+
+    experts = {(name.partition(".")[0], matrix.parts) for name, matrix in seen.matrices.items() if matrix.parts > 1}
+    matrices = {name: matrix for name, matrix in seen.matrices.items() if not _routes(name, matrix, experts)}
+    first = seen.shares(matrices)
+    found: dict[str, dict[str, Any]] = {}
+    for name, matrix in matrices.items():
+        rows, columns = matrix.shape
+        shared = name_of(matrices[first[name]].parameter)
+        linear = found.setdefault(name_of(matrix.parameter), {"rows": rows, "columns": columns, "input": shared})
+        if matrix.parts > 1:
+            linear["experts"] = matrix.parts
+            linear["active"] = linear.get("active", 0) + sum(map(len, seen.inputs[name])) / tokens
+    return found
+
+
+def _routes(name: str, matrix: Any, experts: set[tuple[str, int]]) -> bool:
+    """Whether a matrix is a gate, which has one output, or a router, which has one for each expert beside it."""
+    rows = matrix.shape[0]
+    return rows == 1 or (matrix.parts == 1 and (name.partition(".")[0], rows) in experts)
+
+
+def weights_of(linear: dict[str, Any]) -> int:
+    """How many weights a linear has; all experts together."""
+    return linear["rows"] * linear["columns"] * linear.get("experts", 1)
 
 
 def summary(layout: dict[str, Any], exclude: list[str]) -> str:
@@ -188,10 +247,11 @@ def summary(layout: dict[str, Any], exclude: list[str]) -> str:
     pruned, count = 0, 0
     dense: dict[str, int] = {}
     for block in layout["blocks"]:
-        chosen = selected(block["linears"], exclude)
-        pruned += sum(block["linears"][name]["rows"] * block["linears"][name]["columns"] for name in chosen)
-        count += len(chosen)
-        left = {n: s["rows"] * s["columns"] for n, s in block["linears"].items() if n not in chosen} | block["dense"]
+        sizes = {name: weights_of(linear) for name, linear in block["linears"].items()}
+        chosen = selected(sizes, exclude)
+        pruned += sum(sizes[name] for name in chosen)
+        count += sum(block["linears"][name].get("experts", 1) for name in chosen)
+        left = {name: size for name, size in sizes.items() if name not in chosen} | block["dense"]
         for name, size in left.items():
             dense[name] = dense.get(name, 0) + size
     everything = sum(block["parameters"] for block in layout["blocks"])

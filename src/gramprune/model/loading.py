@@ -52,9 +52,12 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The whole model without values: parameters on the meta device, buffers as they are computed."""
+    """The whole model without values: parameters on the meta device, buffers as they are computed.
+
+    Experts work one after the other, each as a product of its own, which can be seen.
+    """
     with init_empty_weights(include_buffers=False):
-        return model_class(config)._from_config(config, dtype=dtype).eval()
+        return model_class(config)._from_config(config, dtype=dtype, experts_implementation="eager").eval()
 
 
 def open_model(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> tuple[nn.Module, Any, str]:

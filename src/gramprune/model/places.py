@@ -1,11 +1,13 @@
 """The place of a linear's weight in the files of a checkpoint: runs of rows of one or several stored tensors.
 
-Nearly every weight is one whole tensor. Some checkpoints have several in one, interleaved or one after the other.
+Nearly every weight is one whole tensor. Some checkpoints have several in one, interleaved or one after the other. Of
+a tensor with three dimensions, such as fused experts, the rows of all its matrices count one after the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -18,14 +20,22 @@ Place = list[list[Any]]
 """[key, first row, row after the last, step] in the order of the parameter's rows; plain, for artifacts to hold."""
 
 
+def rows_of(shape: tuple[int, ...]) -> int:
+    """How many rows a stored tensor has."""
+    return prod(shape[:-1])
+
+
 def runs(keys: list[str], order: Tensor, shape: Callable[[str], tuple[int, ...]]) -> Place:
     """The place of a matrix whose rows are stored in that order.
 
     order: (rows,) int64, numbers of the rows of all tensors, those of the first one first.
     """
-    owners = [(key, row) for key in keys for row in range(shape(key)[0])]
+    ends = torch.tensor([rows_of(shape(key)) for key in keys]).cumsum(0)
+    owners = torch.searchsorted(ends, order.contiguous(), right=True).tolist()
+    begins = [0, *ends.tolist()]
     found: Place = []
-    for key, row in (owners[number] for number in order.tolist()):
+    for owner, number in zip(owners, order.tolist(), strict=True):
+        key, row = keys[owner], number - begins[owner]
         last = found[-1] if found else None
         if last and last[0] == key and last[3] == 0 and row > last[1]:
             last[2], last[3] = row + 1, row - last[1]  # the second row of a run says its step
@@ -38,8 +48,15 @@ def runs(keys: list[str], order: Tensor, shape: Callable[[str], tuple[int, ...]]
 
 def read(place: Place, weights: Weights) -> Tensor:
     """The matrix at a place, in the stored dtype and orientation."""
-    parts = [weights.read(key, slice(start, stop))[::step] for key, start, stop, step in place]
+    parts = [_rows(weights, key, start, stop)[::step] for key, start, stop, step in place]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _rows(weights: Weights, key: str, start: int, stop: int) -> Tensor:
+    """Consecutive rows of a stored tensor."""
+    per = rows_of(weights.shape(key)[1:])  # 1 of a matrix
+    first = start // per
+    return weights.read(key, slice(first, -(-stop // per))).flatten(0, -2)[start - first * per : stop - first * per]
 
 
 def dtype(place: Place, weights: Weights) -> torch.dtype:
@@ -52,7 +69,7 @@ def pieces(place: Place, matrix: Tensor, weights: Weights) -> list[tuple[str, in
     found, row = [], 0
     for key, start, stop, step in place:
         path, entry = weights.place(key)
-        length = entry.size // entry.shape[0]
+        length = entry.size // rows_of(entry.shape)
         count = len(range(start, stop, step))
         rows = matrix[row : row + count]
         for part, number in [(rows, start)] if step == 1 else zip(rows.split(1), range(start, stop, step), strict=True):

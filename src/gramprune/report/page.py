@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from html import escape
 from typing import Any
 
@@ -134,6 +134,7 @@ def health(results: list[Results]) -> str:
         "tokens seen",
         "damping",
         "dead inputs",
+        "starved experts",
         "made worse",
         "swaps",
         "certified",
@@ -148,8 +149,10 @@ def health(results: list[Results]) -> str:
     return (
         "<h2 id=health>Health</h2><p>Damping: the largest that an update needed, relative to the mean of the Gram "
         "matrix' diagonal; raised in steps of ten where a matrix was not positive definite. Dead inputs: columns that "
-        "no token used. Made worse: linears whose error after refinement or update is above the one before. Certified: "
-        "rows whose swaps ended because none helps any more. Kept zeros: weights that are zero although the mask keeps "
+        "no token used. Starved experts: those with too few tokens for a Gram matrix of their own, and what they were "
+        "pruned by, all experts' inputs (layer) or magnitude. Made worse: linears whose error after refinement or "
+        "update is above the one before. Certified: rows whose swaps ended because none helps any more. Kept zeros: "
+        "weights that are zero although the mask keeps "
         "them.</p>" + table([(name, False) for name in heading], lines)
     )
 
@@ -161,6 +164,7 @@ def _checks(one: Results, model: str, run: Run) -> list[str]:
     dampings = [row["damping"] for stage, row in rows if stage == "update" and row.get("damping") is not None]
     dead = sum(row["dead_inputs"] for row in captured)
     worse = [row for s, row in rows if s in ("refine", "update") and row["error"] > 1.0001 * row["error_before"]]
+    starved = Counter(row["fallback"] for row in captured if row.get("fallback"))
     places = ", ".join(f"block {row['block']} {row['linear']}" for row in worse[:8]) + (" …" if len(worse) > 8 else "")
     swapped = [row for stage, row in rows if stage == "refine" and row.get("swaps") is not None]
     shares = [row["certified"] for row in swapped if row.get("certified") is not None]
@@ -169,6 +173,7 @@ def _checks(one: Results, model: str, run: Run) -> list[str]:
         f"{tokens:,}",
         f"{max(dampings):g}" if dampings else "-",
         f"{dead:,}" if not dead else f"<span class=bad>{dead:,}</span>",
+        ", ".join(f"<span class=bad>{count:,} by {kind}</span>" for kind, count in starved.items()) or "-",
         f"<span class=bad title='{escape(places, quote=True)}'>{len(worse)}<small>{escape(places)}</small></span>"
         if worse
         else "0",

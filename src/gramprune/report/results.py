@@ -198,7 +198,7 @@ def read_summary(path: Path) -> list[dict[str, Any]]:
 
 def read_layers(path: Path) -> list[dict[str, Any]]:
     """What every stage measured of every linear. Raises GrampruneError, naming it, if it is missing or damaged."""
-    texts = {"model", "run", "stage", "mask", "refine", "linear"}
+    texts = {"model", "run", "stage", "mask", "refine", "linear", "fallback"}
     head = ("model", "run", "stage", "block", "linear", "tokens", "dead_inputs", "error", "relative_error")
     rows = read_table(path, texts, head)
     errors = {"capture": (), "mask": ("error", "relative_error")}

@@ -93,7 +93,7 @@ def check_zeros(
             else:
                 expected = dense_linear(linear, dense)
                 mask = torch.ones_like(expected, dtype=torch.bool)
-            found = torch.cat([_loaded(folder, key)[start:stop][::step] for key, start, stop, step in linear["place"]])
+            found = torch.cat([_loaded(folder, key, start, stop)[::step] for key, start, stop, step in linear["place"]])
             found = found.T if linear["transposed"] else found
             if (found[~mask] != 0).any() or ((found == 0) != (expected == 0)).any():
                 raise GrampruneError(
@@ -116,9 +116,16 @@ def check_zeros(
     return counted
 
 
-def _loaded(folder: Path, key: str) -> Any:
-    """A stored tensor, to be sliced, out of the file that transformers would take it from."""
+def _loaded(folder: Path, key: str, start: int, stop: int) -> Tensor:
+    """Rows of a stored tensor, out of the file that transformers would take it from.
+
+    Of one with three dimensions the rows of all matrices count; they are those of one of them.
+    """
     name = "model.safetensors"
     if not (folder / name).exists():
         name = json.loads((folder / f"{name}.index.json").read_text())["weight_map"][key]
-    return safe_open(folder / name, "pt").get_slice(key)
+    found = safe_open(folder / name, "pt").get_slice(key)
+    if len(found.get_shape()) == 2:
+        return found[start:stop]
+    each = found.get_shape()[1]
+    return found[start // each][start % each : start % each + stop - start]

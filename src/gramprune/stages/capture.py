@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -21,12 +22,13 @@ from torch import Tensor
 
 from gramprune import machine
 from gramprune.errors import GrampruneError
-from gramprune.model.blocks import Blocks, inputs_of, is_transposed, linears, open_blocks, shared_inputs, weight_of
+from gramprune.model.blocks import Blocks, Flow, open_blocks
 from gramprune.model.keys import Keys
-from gramprune.model.layout import selected
+from gramprune.model.products import Matrix, Products, name_of, part_name, rows_of_part
 from gramprune.progress import progress
 from gramprune.pruning.gram import accumulate
 from gramprune.pruning.numerics import finite
+from gramprune.stages.experts import fall_back
 from gramprune.stages.fetch import manifest_of
 from gramprune.stages.pruned import dense_linear, pruned_linear, write_metrics
 from gramprune.storage import artifacts
@@ -68,12 +70,14 @@ def capture(
     about |= {"trail": trail, "calibration": parents["tokens"].digest}
     blocks, keys = open_blocks(manifest["folder"], settings["dtype"], device)
 
-    def pruned(name: str) -> Tensor | None:
-        if weights is None or name not in parents["weights"].provenance["linears"]:
-            return None
-        return pruned_linear(parents["weights"], keys.weights, name)[0]
+    def prune(parameter: str, values: Tensor) -> None:
+        for name, linear in parents["weights"].provenance["linears"].items() if weights is not None else ():
+            if linear["parameter"] == parameter:
+                new = pruned_linear(parents["weights"], keys.weights, name)[0]
+                part = rows_of_part(values, linear["part"], linear["parts"])
+                part.copy_(new.T if linear["transposed"] != linear["turned"] else new)
 
-    with blocks.loaded(block if before is None else block - 1, pruned):
+    with blocks.loaded(block if before is None else block - 1, prune):
         passes = _passes(blocks, parents["tokens"], parents.get("before"), batch_size, f"inputs of block {block}")
         states = (entered if before is None else left for entered, left in passes)
         _write_inputs(
@@ -83,35 +87,42 @@ def capture(
     parents = {"tokens": parents["tokens"], "inputs": artifacts.read(inputs)}
     if dense is not None:
         parents["dense"] = artifacts.read(dense, stage="inputs", model=fingerprint, block=block)
-    with blocks.loaded(block) as module:
-        found = linears(module)
-        watched = {name: found[name] for name in selected(found, settings["exclude"])}
-        kept, shares = _observe(blocks, watched, parents, settings, batch_size, block)
-        described = {
-            name: {
-                "gram": shares[name],
-                "place": keys.place(f"{blocks.prefix}.{block}.{name}.weight"),
-                "transposed": is_transposed(linear),
-                "shape": list(weight_of(linear).shape),
+    with blocks.loaded(block) as module, Products(module, set(settings["linears"]).__contains__) as seen:
+        kept, tokens_of, shares = _observe(blocks, seen, parents, settings, batch_size, block)
+        parameters = dict(module.named_parameters())
+        described = {}
+        for name, matrix in _every_part(seen).items():
+            place, turned = keys.place(f"{blocks.prefix}.{block}.{matrix.parameter}", matrix.part, matrix.parts)
+            described[name] = {
+                **matrix._asdict(),
+                "place": place,
+                "transposed": matrix.transposed != turned,  # in the files
+                "turned": turned,  # between the files and the model
+                "gram": shares.get(name),
+                "tokens": tokens_of.get(name, 0),
             }
-            for name, linear in watched.items()
-            if name in shares
-        }
-        for name, linear in described.items():
-            _check_place(linear, keys, weight_of(watched[name]), f"block {block}, {name}")
+            used = rows_of_part(parameters[matrix.parameter], matrix.part, matrix.parts)
+            _check_place(described[name], keys, used.T if matrix.transposed else used, f"block {block}, {name}")
+    fall_back(kept, described, blocks.width, settings["min_tokens"], f"block {block}")
     counted = math.prod(parents["tokens"].shape("tokens"))
-    unseen = sorted(watched.keys() - shares.keys())
+    unseen = sorted(set(settings["linears"]) - {name_of(linear["parameter"]) for linear in described.values()})
     if unseen:
-        log.info("block %d: %s read without being called as modules: they stay dense", block, ", ".join(unseen))
+        log.info("block %d: %s had no part in any product: they stay dense", block, ", ".join(unseen))
     artifacts.write(
         grams,
         {name: tensor.float() for name, tensor in kept.items()},
-        artifacts.provenance(
-            "gram", settings, code, parents, **about, tokens=counted, linears=described, unseen=unseen
-        ),
+        artifacts.provenance("gram", settings, code, parents, **about, linears=described, unseen=unseen),
     )
-    dead = {name: int((kept[name].diagonal() == 0).sum()) for name in set(shares.values())}
-    rows = [{"linear": name, "tokens": counted, "dead_inputs": dead[first]} for name, first in shares.items()]
+    dead = {name: int((kept[name].diagonal() == 0).sum()) for name in {each["gram"] for each in described.values()}}
+    rows = [
+        {
+            "linear": name,
+            "tokens": linear["tokens"],
+            "dead_inputs": dead[linear["gram"]],
+            **({"fallback": linear["fallback"]} if "fallback" in linear else {}),
+        }
+        for name, linear in described.items()
+    ]
     write_metrics(metrics, "capture", labels, started, rows)
     return f"{counted:,} tokens, {counted / (time.monotonic() - started):,.0f} per second"
 
@@ -119,62 +130,70 @@ def capture(
 def _passes(
     blocks: Blocks,
     tokens: Artifact,
-    hidden: Artifact | None,  # what enters the loaded block; None: what the model itself makes of the tokens
+    hidden: Artifact | None,  # of what enters the loaded block; None: what the model itself makes of the tokens
     batch_size: int,
     what: str,  # for the progress
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Flow, Flow]]:
     """What enters and leaves the loaded block, batch by batch."""
     samples, length = tokens.shape("tokens")
     for start in progress(range(0, samples, batch_size), what, batch_size * length, "tokens"):
         rows = slice(start, start + batch_size)
-        yield blocks.forward(tokens.read("tokens", rows), hidden and hidden.read("hidden", rows))
+        entering = {name: hidden.read(name, rows) for name in hidden.names} if hidden else None
+        yield blocks.forward(tokens.read("tokens", rows), entering)
 
 
-def _write_inputs(path: Path, states: Iterator[Tensor], tokens: Artifact, provenance: dict[str, Any]) -> None:
-    """Stream hidden states into an artifact as they come."""
-    first = next(states)
-    shape = (*tokens.shape("tokens"), first.shape[-1])
-    with artifacts.writing(path, {"hidden": (first.dtype, shape)}, provenance) as writer:
-        for state in chain([first], states):
-            if not finite(state):
-                raise GrampruneError(
-                    f"block {provenance['block']}: the hidden states that enter it hold NaN or infinite values: "
-                    f"they overflow in {state.dtype} or the block before is broken; try `dtype: float32`."
-                )
-            writer.append("hidden", state)
+def _write_inputs(path: Path, flows: Iterator[Flow], tokens: Artifact, provenance: dict[str, Any]) -> None:
+    """Stream what enters a block into an artifact as it comes: hidden states and what else earlier blocks have left."""
+    first = next(flows)
+    samples = tokens.shape("tokens")[0]
+    shapes = {name: (tensor.dtype, (samples, *tensor.shape[1:])) for name, tensor in first.items()}
+    with artifacts.writing(path, shapes, provenance) as writer:
+        for flow in chain([first], flows):
+            for name, tensor in flow.items():
+                if not finite(tensor):
+                    raise GrampruneError(
+                        f"block {provenance['block']}: the {name} states that enter it hold NaN or infinite values: "
+                        f"they overflow in {tensor.dtype} or the block before is broken; try `dtype: float32`."
+                    )
+                writer.append(name, tensor)
 
 
 def _observe(
     blocks: Blocks,
-    watched: dict[str, torch.nn.Module],
+    seen: Products,  # of the loaded block
     parents: dict[str, Artifact],
     settings: dict[str, Any],
     batch_size: int,
     block: int,
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What is kept of every distinct input X (tokens, in), and from every linear to the first one that has its input.
+) -> tuple[dict[str, Tensor], dict[str, int], dict[str, str]]:
+    """What is kept of every distinct input X (tokens, in), tokens by linear, and the first linear that has its input.
 
     By that first one's name: `<linear>` (in, in) is XᵀX, `<linear>.sum` (in,) X summed over tokens, and, if `dense`
-    is among the parents, `<linear>.cross` (in, in) XᵀY with the inputs Y for the same tokens in the dense model.
+    is among the parents, `<linear>.cross` (in, in) XᵀY with the inputs Y for the same tokens in the dense model. Of
+    experts there is none: a token may go to others there.
     """
     kept: dict[str, Tensor] = {}
+    counts: Counter[str] = Counter()
     shares: dict[str, str] = {}
     tokens, dtype = parents["tokens"], getattr(torch, settings["accumulate"])
     own, dense = (
         _passes(blocks, tokens, parents[name], batch_size, f"{what} of block {block}") if name in parents else None
         for name, what in (("inputs", "Gram matrices"), ("dense", "the dense model's inputs"))
     )
-    with inputs_of(watched) as seen:
-        for _ in own:
-            shares = shares or shared_inputs(seen)
-            batch = {name: seen[name] for name in dict.fromkeys(shares.values())}
-            seen.clear()
-            if dense:
-                next(dense)  # fills `seen` again
-            for name in batch:
-                _add(kept, name, batch[name], seen.get(name), dtype)
-            batch.clear()
-            seen.clear()
+    for _ in own:
+        shares = {**seen.shares(), **shares}
+        batch = dict(seen.inputs)
+        seen.clear()
+        if dense:
+            next(dense)  # fills it again
+        for name, inputs in batch.items():
+            counts[name] += sum(map(len, inputs))
+            if shares[name] == name:
+                others = seen.inputs[name] if dense and seen.matrices[name].part is None else [None] * len(inputs)
+                for each, other in zip(inputs, others, strict=True):
+                    _add(kept, name, each, other, dtype)
+        batch.clear()
+        seen.clear()
     for name, tensor in kept.items():
         if not finite(tensor):
             linear = name.removesuffix(".sum").removesuffix(".cross")
@@ -182,7 +201,16 @@ def _observe(
                 f"block {block}, {linear}: its inputs on {math.prod(tokens.shape('tokens')):,} calibration tokens hold "
                 f"NaN or infinite values; try `dtype: float32`."
             )
-    return kept, shares
+    return kept, counts, shares
+
+
+def _every_part(seen: Products) -> dict[str, Matrix]:
+    """The matrices that were seen, and the experts beside them that no token went to."""
+    found = dict(seen.matrices)
+    for matrix in seen.matrices.values():
+        for part in range(matrix.parts) if matrix.part is not None else ():
+            found.setdefault(part_name(name_of(matrix.parameter), part), matrix._replace(part=part))
+    return found
 
 
 def _add(

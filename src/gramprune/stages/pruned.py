@@ -27,7 +27,11 @@ def patterns_of(settings: dict[str, Any], linears: Iterable[str]) -> dict[str, P
     settings: pattern, one value for all linears of the block or a value by linear, where "dense" is one; granularity.
     """
     given, granularity = settings["pattern"], settings["granularity"]
-    values = {name: given[name] if isinstance(given, dict) else given for name in linears}
+    # A mapping names experts of a kind once.
+    values = {
+        name: given.get(name, given.get(name.rpartition(".")[0])) if isinstance(given, dict) else given
+        for name in linears
+    }
     return {
         name: Pattern.parse(value, "group" if ":" in str(value) else granularity)
         for name, value in values.items()
@@ -61,14 +65,22 @@ def each_linear(
     block, linears = grams.provenance["block"], divided(grams.provenance["linears"], pruned)["linears"]
     for first in sorted({linear["gram"] for linear in linears.values()}):
         sums = grams.read(f"{first}.sum").to(device, dtype)
-        gram = Gram(grams.read(first).to(device, dtype), f"block {block}, {first}", sums, grams.provenance["tokens"])
-        cross = grams.read(f"{first}.cross").to(device, dtype) if target["method"] == "dense" else None
+        gram = Gram(grams.read(first).to(device, dtype), f"block {block}, {first}", sums, _tokens(linears, first))
+        of_expert = any(linear["part"] is not None for linear in linears.values() if linear["gram"] == first)
+        aims = target["method"] == "dense" and not of_expert  # a token may go to other experts in the dense model
+        cross = grams.read(f"{first}.cross").to(device, dtype) if aims else None
         for name, linear in linears.items():
             if linear["gram"] == first:
                 gram.name = f"block {block}, {name}"
                 dense = dense_linear(linear, weights).to(device, dtype)
                 yield name, dense if cross is None else retarget_weight(dense, gram, cross, target["pull"]), gram
                 del dense  # before the next is read
+
+
+def _tokens(linears: dict[str, Any], gram: str) -> int | None:
+    """How many tokens a Gram matrix is of; None for one that is of no tokens."""
+    of = [linear for linear in linears.values() if linear["gram"] == gram]
+    return None if "fallback" in of[0] else of[0]["tokens"]
 
 
 def dense_linear(linear: dict[str, Any], weights: Weights) -> Tensor:
