@@ -1,7 +1,8 @@
 """What the demo experiment takes, and how much of it is starting processes instead of working.
 
     python benchmarks/demo.py                      runs config.yaml in a fresh copy: some minutes
-    python benchmarks/demo.py --no-hooks           the same without a warm process: every job imports what it needs
+    python benchmarks/demo.py --busy               the same twice, the second time with another program on one core
+    python benchmarks/demo.py --no-hooks           without a warm process: every job imports what it needs
     python benchmarks/demo.py FOLDER               only analyses a finished run: the folder that holds its results
 
 Why: every stage of every block is a process of its own, which is what makes the workflow restartable. The price is the
@@ -36,17 +37,31 @@ def main() -> None:
     if len(sys.argv) > 1 and not options:
         analyse(Path(sys.argv[1]), None)
         return
+    busy = "--busy" in options
+    quiet = measure([option for option in options if option != "--busy"])
+    if busy:
+        other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        try:
+            loaded = measure([])
+        finally:
+            other.kill()
+        print(f"\nwith another program on one of {CORES} cores: {loaded:.1f} s, {loaded / quiet:.2f} times as long")
+
+
+def measure(options: list[str]) -> float:
+    """Run the experiment in a fresh copy, print its table, and return its wall time in seconds."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         clone(folder)
         (folder / "config.yaml").write_bytes((ROOT / "config.yaml").read_bytes())
         started = time.perf_counter()
-        command = [sys.executable, "-m", "snakemake", "--cores", str(CORES), *options]
+        command = [sys.executable, "-m", "snakemake", "--profile", "local", "--cores", str(CORES), *options]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         wall = time.perf_counter() - started
         if done.returncode:
             sys.exit(f"snakemake failed:\n{done.stderr[-4000:]}")
         analyse(folder, wall)
+    return wall
 
 
 def analyse(folder: Path, wall: float | None) -> None:

@@ -122,6 +122,8 @@ def set_environment(online: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars are for terminals; `gramprune.progress` writes lines
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see return_freed_memory
+    # Threads that wait for each other sleep: where a core is shared, those that spin make a job ten times as slow.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def return_freed_memory(above: int) -> None:

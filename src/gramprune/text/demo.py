@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 VOCABULARY = 512
 CONTEXT = 256
 BATCH = 4
-STEPS = 2400
+STEPS = 1400
 LEARNING_RATE = 8e-3
 # RMSNorm gains learn faster than matrices: their spread makes a layer's inputs unequal, as in large models.
 # At 50 % Wanda is 6 % ahead of magnitude with it, and 3 % with 1.
