@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py                    both dtypes; minutes, and 2 GB of temporary disk
     python benchmarks/memory.py --dtype bfloat16   one of them
-    python benchmarks/memory.py --experts          64 experts per block, which are stored one by one; 3 GB
+    python benchmarks/memory.py --experts          64 experts per block, which are stored one by one; 7 GB
 
 Why: models that do not fit into memory can be pruned only if a job holds one block, whatever the number of blocks.
 The bound: peak ≤ 1.3 × (embeddings + one block + its Gram matrices, as many as are summed at a time + one batch).
@@ -43,7 +43,7 @@ KEYS = WIDTH // HEADS * KEY_HEADS  # width of keys and of values
 BATCH, BATCHES = 2, 4  # sequences of CONTEXT tokens
 EXPERTS, ACTIVE, EXPERT_INNER = 64, 4, 768
 ROOM = 128 * 2**20  # bytes of Gram matrices at a time, with experts; without, all have room
-DEPTHS = {"llama": (6, 24), "experts": (2, 4)}
+DEPTHS = {"llama": (6, 24), "experts": (3, 6)}
 BYTES = {"float32": 4, "bfloat16": 2}
 LIMIT = 1.3
 MIB = 2**20

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -157,6 +159,19 @@ def test_the_layout_has_one_entry_for_all_experts_and_the_plan_counts_each():
     chosen = settings.load({**text, "evaluation": {"perplexity": {"datasets": ["demo_heldout"], "length": 64}}})
     more = resources.gram_bytes(many, chosen, 0) - resources.gram_bytes(few, chosen, 0)
     assert more == 126 * 4 * (32**2 + 48**2)
+
+
+def test_the_layout_of_a_block_with_30_gb_of_experts_takes_little_memory(tmp_path):
+    """As DeepSeek-V3 has them: no tensor of all is made."""
+    config = {**CONFIGS["mixtral"], "hidden_size": 7168, "intermediate_size": 512, "num_local_experts": 1024}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    program = (
+        "import json, resource, sys; from gramprune.model import layout\n"
+        "layout.describe(json.load(open(sys.argv[1]))); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", program, tmp_path / "config.json"]
+    taken = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) * 1024
+    assert taken < 2 * 2**30
 
 
 def test_a_model_with_experts_is_pruned_by_snakemake_and_transformers_loads_it(tmp_path, config, mixtral):

@@ -201,7 +201,8 @@ def _can_send_all(blocks: Any, index: int, experts: int, flow: dict[str, Any]) -
     from gramprune.model.routing import all_experts
 
     tokens = torch.zeros(2, TRIED, dtype=torch.int64)
-    with blocks.loaded(index) as block, Products(block) as seen, all_experts(block, experts), suppress(Exception):
+    quiet = suppress(Exception)
+    with blocks.loaded(index) as block, all_experts(block, experts), Products(block, computed=False) as seen, quiet:
         blocks.forward(tokens, flow)
     went = [sum(map(len, seen.inputs[name])) for name, matrix in seen.matrices.items() if matrix.part is not None]
     return bool(went) and {*went} == {tokens.numel()}

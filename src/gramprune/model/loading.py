@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -21,6 +23,10 @@ from gramprune.pruning.numerics import finite
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 """What every call of transformers gets: nothing is fetched, and no code that lies beside a model is run."""
 ADAPTER = "adapter_config.json"
+MADE = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn}
+"""What parameters are made with."""
+LARGE = 2**24
+"""Numbers in a tensor that takes much memory."""
 
 
 def parse_config(folder: Path | str) -> PreTrainedConfig:
@@ -56,8 +62,25 @@ def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel
 
     Experts work one after the other, each as a product of its own, which can be seen.
     """
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), NothingLarge():
         return model_class(config)._from_config(config, dtype=dtype, experts_implementation="eager").eval()
+
+
+class NothingLarge(TorchFunctionMode):
+    """While it is active, what could only be a parameter is made without memory in the first place.
+
+    accelerate makes each parameter before it drops the values, and the experts of one block may have 30 GB. Buffers
+    keep their values: none has so many numbers with a fraction.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in MADE and kwargs.get("device") is None:
+            size = kwargs.get("size", args[0] if args and isinstance(args[0], (tuple, list)) else args)
+            fractions = (kwargs.get("dtype") or torch.get_default_dtype()).is_floating_point
+            if fractions and math.prod(size) > LARGE:
+                kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 def open_model(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> tuple[nn.Module, Any, str]:

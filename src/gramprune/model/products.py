@@ -43,12 +43,13 @@ def part_name(name: str, part: int | None) -> str:
 class Products(TorchDispatchMode):
     """While it is active, `inputs` fills: from every matrix by name to its inputs (tokens, in), one per product.
 
-    wanted: which matrices are noted, by the name without a part; all by default.
+    wanted: which matrices are noted, by the name without a part; all by default. computed: whether their products are,
+    which takes long for many large ones; else they are zero.
     `matrices` is of all passes; `clear` forgets the inputs of the last one, which are held in memory until then: two
     are the same if they are the same memory.
     """
 
-    def __init__(self, block: nn.Module, wanted: Callable[[str], bool] = lambda name: True):
+    def __init__(self, block: nn.Module, wanted: Callable[[str], bool] = lambda name: True, computed: bool = True):
         super().__init__()
         self.matrices: dict[str, Matrix] = {}
         self.inputs: dict[str, list[Tensor]] = defaultdict(list)
@@ -56,7 +57,7 @@ class Products(TorchDispatchMode):
         for name, parameter in block.named_parameters():
             if parameter.ndim in (2, 3):
                 self._owners[parameter.untyped_storage().data_ptr()].append((name, parameter))
-        self._wanted = wanted
+        self._wanted, self._computed = wanted, computed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         operands = OPERANDS.get(getattr(func, "overloadpacket", func).__name__)
@@ -65,6 +66,8 @@ class Products(TorchDispatchMode):
             for weight, other, second in ((right, left, True), (left, right, False)):
                 if self._is_ours(weight) and not self._is_ours(other):
                     self._note(weight, other if second else other.mT, second)
+                    if not self._computed:
+                        return left.new_zeros((*left.shape[:-1], right.shape[-1]))
                     break
         return func(*args, **(kwargs or {}))
 
