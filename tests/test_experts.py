@@ -161,6 +161,7 @@ def test_the_layout_has_one_entry_for_all_experts_and_the_plan_counts_each():
     assert more == 126 * 4 * (32**2 + 48**2)
 
 
+@pytest.mark.slow
 def test_the_layout_of_a_block_with_30_gb_of_experts_takes_little_memory(tmp_path):
     """As DeepSeek-V3 has them: no tensor of all is made."""
     config = {**CONFIGS["mixtral"], "hidden_size": 7168, "intermediate_size": 512, "num_local_experts": 1024}
@@ -200,5 +201,7 @@ def test_a_model_with_experts_is_pruned_by_snakemake_and_transformers_loads_it(t
     page = (clone.folder / "results/report.html").read_text()
     starved = sum(1 for row in read_layers(clone.folder / "results/layers.parquet") if row.get("fallback") == "layer")
     assert starved and re.search(r"\d by layer</span>, <span class=bad>\d+ by magnitude", page)
+    picture = (clone.folder / "results/pictures/layers.svg").read_text()
+    assert "mlp.experts.down_proj" in picture and "down_proj.0" not in picture, "a row for all experts"
     down = loaded.model.layers[2].mlp.experts.down_proj
     assert ((down.unflatten(-1, (-1, 4)) != 0).sum(dim=-1) <= 2).all()

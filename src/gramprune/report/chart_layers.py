@@ -42,13 +42,28 @@ def worst(results: list[Results]) -> alt.TopLevelMixin | None:
 
 
 def _errors(results: list[Results]) -> list[dict[str, Any]]:
+    """A record per run, block and linear; all experts of a linear are one, with the geometric mean of their errors."""
     records = []
     for one in results:
         for model in one.layouts:
             for run in one.settings.runs:
+                alike: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
                 for row in one.errors_of(model, run):
-                    records.append({"model": _place(results, one, model), "run": run.name, **row})
+                    alike[row["block"], one.linear_of(model, row["linear"])].append(row)
+                head = {"model": _place(results, one, model), "run": run.name}
+                for (block, linear), rows in alike.items():
+                    stages = {name for row in rows for name in row} - {"block", "linear"}
+                    means = {name: _mean([row.get(name) for row in rows]) for name in stages}
+                    records.append({**head, "block": block, "linear": linear, **means})
     return records
+
+
+def _mean(errors: list[float | None]) -> float:
+    """The geometric mean of those above zero; 0 if there are none."""
+    if len(errors) == 1:
+        return errors[0] or 0.0
+    logs = [math.log(error) for error in errors if error]
+    return math.exp(sum(logs) / len(logs)) if logs else 0.0
 
 
 def _place(results: list[Results], one: Results, model: str) -> str:
@@ -110,7 +125,7 @@ def _heat_map(
 
 def layers(results: list[Results]) -> alt.TopLevelMixin | None:
     """Relative layer error of every linear at the end: the share of its output, in squares, that the pruned linear does
-    not give. A color means the same in all runs."""
+    not give; of experts the geometric mean. A color means the same in all runs."""
     records = _errors(results)
     ends = [record["end"] for record in records if record.get("end")]
     domain = {"domain": [min(ends), max(ends)]} if ends and min(ends) < max(ends) else {}
@@ -158,8 +173,8 @@ def depth(results: list[Results]) -> alt.TopLevelMixin | None:
 
 def swaps(results: list[Results]) -> alt.TopLevelMixin | None:
     """Convergence of swaps: layer error over steps, which are swaps per row where each row has its own count, relative
-    to the mask they began with; a line per linear, the median of blocks where there are more than 8. Of more than 12
-    runs, the best of every model and pattern that swaps."""
+    to the mask they began with; a line per linear, the median of its experts, and of blocks where there are more than
+    8. Of more than 12 runs, the best of every model and pattern that swaps."""
     values, order = [], []
     for one, model, run in panels(results, lambda run: run.refined):
         curves: dict[tuple[str, int | str], list[np.ndarray]] = defaultdict(list)
@@ -167,7 +182,8 @@ def swaps(results: list[Results]) -> alt.TopLevelMixin | None:
         for stage, row in one.stages_of(model, run):
             curve = row.get("curve") if stage == "refine" else None
             if curve and curve[0]:
-                curves[row["linear"], "all" if many else row["block"]].append(np.array(curve) / curve[0])
+                linear = one.linear_of(model, row["linear"])
+                curves[linear, "all" if many else row["block"]].append(np.array(curve) / curve[0])
         name = panel_name(results, one, model, run)
         order += [name] if curves else []
         for (linear, block), found in curves.items():

@@ -181,6 +181,14 @@ class Results:
     def _errors(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
         return {}
 
+    def linear_of(self, model: str, name: str) -> str:
+        """The linear of the layout that a name stands for, which may be that of one of its experts."""
+        return name if name in self._linears[model] else name.rpartition(".")[0]
+
+    @cached_property
+    def _linears(self) -> dict[str, set[str]]:
+        return {m: {name for block in of["blocks"] for name in block["linears"]} for m, of in self.layouts.items()}
+
     def errors_of(self, model: str, run: Run) -> list[dict[str, Any]]:
         """A row per linear: relative error of the first mask (`start`), after each stage, and at the end."""
         if (model, run.name) not in self._errors:
