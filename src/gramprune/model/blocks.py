@@ -38,7 +38,7 @@ class Blocks:
     """A model without weights, and the means to execute one of its blocks.
 
     whole: as `empty_model` makes it. source: where values come from.
-    Raises GrampruneError if the blocks cannot be found or share parameters.
+    Raises GrampruneError if the blocks cannot be found.
     """
 
     def __init__(self, whole: PreTrainedModel, source: Source, device: str = "cpu"):
@@ -51,14 +51,14 @@ class Blocks:
         """Name of the list of blocks in the model: the parameters of block 3 start with `{prefix}.3.`"""
         self.dtype, self.device, self._source = whole.dtype, device, source
         self._blocks = list(self._list)
-        _refuse_shared(whole, self.prefix)
-        base, inside = _parameters(self.model), _parameters(self._list)
-        tied = getattr(whole, "all_tied_weights_keys", {})  # each is another parameter, once more
-        everything = sum(parameter.numel() for name, parameter in whole.named_parameters() if name not in tied)
+        tied = whole.all_tied_weights_keys  # each is another parameter, once more
+        self._tied: dict[str, str] = tied | {name: name for name in tied.values()}
+        base = _distinct(self.model, f"{prefix}." if prefix else "", tied)
+        outside, head = base - _distinct(self._list, f"{self.prefix}.", tied), _distinct(whole, "", tied) - base
         self.width: int = config.get_text_config().hidden_size
         self.shape: tuple[int, ...] = (self.width,)
         """Of the hidden states of one token; most models have one vector for each, some several."""
-        self.sizes = {"outside": base - inside, "head": everything - base}
+        self.sizes = {"outside": outside, "head": head}
         """Numbers of parameters that are in no block; `head` is all that does not feed the blocks and is not tied."""
         self._members: int | None = None  # of what a block returns: 0 for a tensor, else the tuple's length
         self.beside: tuple[Any, ...] = ()
@@ -77,6 +77,11 @@ class Blocks:
     def __getitem__(self, index: int) -> nn.Module:
         """A block, without values unless it is loaded."""
         return self._blocks[index]
+
+    def shared(self, index: int) -> dict[str, str]:
+        """The parameters of a block that stand elsewhere too, by their names in it: what they are called as one."""
+        names = {name: f"{self.prefix}.{index}.{name}" for name, _ in self._blocks[index].named_parameters()}
+        return {name: self._tied[whole] for name, whole in names.items() if whole in self._tied}
 
     @contextmanager
     def loaded(self, index: int, change: Callable[[str, Tensor], None] | None = None) -> Iterator[nn.Module]:
@@ -248,25 +253,10 @@ def _find_blocks(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.Mo
     return outermost[0], found[outermost[0]]
 
 
-def _refuse_shared(model: PreTrainedModel, prefix: str) -> None:
-    """Raises GrampruneError for parameters that several blocks share, tied by name or the same by identity."""
-    shared = [(name, source) for name, source in getattr(model, "all_tied_weights_keys", {}).items()]
-    owners: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        first = owners.setdefault(id(parameter), name)
-        shared += [(name, first)] if first != name else []
-    for name, other in shared:
-        places = [one.removeprefix(f"{prefix}.").partition(".")[0] for one in (name, other) if one.startswith(prefix)]
-        if len(set(places)) > 1:
-            raise GrampruneError(
-                f"model type {model.config.model_type}: the blocks {places[1]} and {places[0]} share {name}; models "
-                "whose blocks share parameters cannot be pruned yet."
-            )
-
-
-def _parameters(module: nn.Module) -> int:
-    """How many; tied ones count once."""
-    return sum(parameter.numel() for parameter in module.parameters())
+def _distinct(module: nn.Module, path: str, tied: dict[str, str]) -> int:
+    """How many parameters a module has, tied ones once. path: what their names in the model begin with."""
+    sizes = {f"{path}{name}": parameter.numel() for name, parameter in module.named_parameters()}
+    return sum({tied.get(name, name): size for name, size in sizes.items()}.values())
 
 
 def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
