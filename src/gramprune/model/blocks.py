@@ -49,6 +49,7 @@ class Blocks:
         path, self._list = _find_blocks(self.model, config)
         self.prefix = f"{prefix}.{path}" if prefix else path
         """Name of the list of blocks in the model: the parameters of block 3 start with `{prefix}.3.`"""
+        self.kind: str = config.model_type
         self.dtype, self.device, self._source = whole.dtype, device, source
         self._blocks = list(self._list)
         tied = whole.all_tied_weights_keys  # each is another parameter, once more
@@ -130,9 +131,12 @@ class Blocks:
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         def leave(module: nn.Module, args: tuple, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            self._members = len(output) if isinstance(output, tuple) else 0
-            self.beside = output[1:] if isinstance(output, tuple) else ()
+            if left:
+                raise self._refused("works several times on the same tokens")
+            several = isinstance(output, (tuple, list))
+            hidden = output[0] if several else output
+            self._members = len(output) if several else 0
+            self.beside = tuple(output[1:]) if several else ()
             left.update(entering or {}, **{HIDDEN: hidden.movedim(self._dimensions, (0, 1))})
             for name, (mapping, before) in mappings.items():
                 left.update(_flat({key: v for key, v in mapping.items() if before.get(key) is not v}, name))
@@ -146,7 +150,13 @@ class Blocks:
         finally:
             for hook in hooks:
                 hook.remove()
+        if not left:
+            raise self._refused("has no part in what the model makes of text alone")
         return entered, left
+
+    def _refused(self, what: str) -> GrampruneError:
+        index = next(index for index, block in enumerate(self._blocks) if block is self._loaded)
+        return GrampruneError(f"model type {self.kind}: block {index} {what}; this architecture cannot be pruned yet.")
 
     @torch.no_grad()
     def _learn_shape(self) -> None:
@@ -241,16 +251,17 @@ def open_blocks(folder: Path | str, dtype: str = "auto", device: str = "cpu") ->
 
 
 def _find_blocks(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.ModuleList]:
-    """The outermost ModuleList that is as long as the config says, and its name."""
+    """The outermost ModuleList that is as long as the config says, or the only one of any length, and its name."""
     count = config.get_text_config().num_hidden_layers
-    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count}
-    outermost = [n for n in found if not any(n != other and n.startswith(f"{other}.") for other in found)]
-    if len(outermost) != 1:
-        raise GrampruneError(
-            f"model type {config.model_type}: expected one list of {count} decoder blocks (num_hidden_layers), found "
-            f"{outermost or 'none'}; this architecture is not supported."
-        )
-    return outermost[0], found[outermost[0]]
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    for found in ({n: m for n, m in lists.items() if len(m) == count}, lists):
+        outermost = [n for n in found if not any(n != other and n.startswith(f"{other}.") for other in found)]
+        if len(outermost) == 1:
+            return outermost[0], found[outermost[0]]
+    raise GrampruneError(
+        f"model type {config.model_type}: expected one list of {count} decoder blocks (num_hidden_layers), found "
+        f"{outermost or 'none'}; this architecture is not supported."
+    )
 
 
 def _distinct(module: nn.Module, path: str, tied: dict[str, str]) -> int:

@@ -141,9 +141,14 @@ def _refuse_absurd(text: Any) -> None:
 
 
 def _made_up(name: str, like: Any) -> Any:
-    """Values to try a block with, of any shape in next to no memory: each row is the one before, moved by a place."""
+    """Values to try a block with, of any shape in next to no memory: each row is the one before, moved by a place.
+
+    None for a buffer, which has values: they may say what is causal.
+    """
     import torch
 
+    if not like.is_meta:
+        return None
     generator = torch.Generator().manual_seed(len(name))
     if like.ndim < 2:
         return torch.rand(like.shape, generator=generator) + 0.5
@@ -186,8 +191,8 @@ def _tried(blocks: Any, index: int, flow: dict[str, Any]) -> tuple[dict[str, Any
     one, other = left[HIDDEN][:, :-1].nan_to_num()
     if not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max())):
         raise GrampruneError(
-            f"model type {blocks.model.config.model_type}: in block {index} a later token changes what earlier "
-            "ones give, as in an encoder: it is not a causal language model; give a model that continues text."
+            f"model type {blocks.kind}: in block {index} a later token changes what earlier ones give, as in an "
+            "encoder or a prefix seen as a whole: it is not a causal language model; give a model that continues text."
         )
     if index:
         _refuse_hidden_gifts(blocks, index, flow | {HIDDEN: hidden}, left[HIDDEN])
@@ -214,7 +219,7 @@ def _refuse_hidden_gifts(blocks: Any, index: int, flow: dict[str, Any], left: An
                 blocks.instead = None
         if not torch.equal(other["hidden"].nan_to_num(), left.nan_to_num()):
             raise GrampruneError(
-                f"model type {blocks.model.config.model_type}: block {index} takes more from the block before it than "
+                f"model type {blocks.kind}: block {index} takes more from the block before it than "
                 "hidden states; this architecture cannot be pruned yet."
             )
 

@@ -44,10 +44,14 @@ def unknown(stated: dict[str, Any], error: Exception) -> str:
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class that makes texts of this config's family. Raises GrampruneError if it has none."""
+    """The class that makes texts of this config's family. Raises GrampruneError if it has none.
+
+    Of a model of texts and images some families name a class of the texts alone, which the whole's config does not fit.
+    """
     for mapping in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
-        if type(config) in mapping:
-            return mapping[type(config)]
+        found = mapping.get(type(config), None)
+        if found and found.config_class not in config.sub_configs.values():
+            return found
     raise GrampruneError(f"model type {config.model_type}: transformers has no causal language model of this type.")
 
 
