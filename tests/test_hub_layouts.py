@@ -92,6 +92,15 @@ CONFIGS = {
         model_type="qwen3_vl_moe", text_config=dict(**rotary(2, 1, 1), **ROUTED, **GROUPED),
         vision_config=dict(deepstack_visual_indexes=[0], num_position_embeddings=16, **LOOKING),
     ),
+    "Qwen3_5MoeForConditionalGeneration": dict(
+        model_type="qwen3_5_moe",
+        text_config=dict(
+            layer_types=["linear_attention", "full_attention"], shared_expert_intermediate_size=24,
+            linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+            **rotary(2, 1, 1), **ROUTED, **GROUPED,
+        ),
+        vision_config=dict(num_position_embeddings=16, **LOOKING),
+    ),
 }  # fmt: skip
 
 
@@ -260,12 +269,24 @@ HUB = {
         ),
         "lm_head.weight", "model.visual.* < model.visual.*",
     ],
+    "Qwen3_5MoeForConditionalGeneration": [  # Qwen/Qwen3.5-35B-A3B
+        *under("model.language_model.", "model.language_model.", "embed_tokens.weight", "norm.weight"),
+        *under(
+            "model.language_model.layers.#.", "model.language_model.layers.#.", *ATTENTION, *NORMALISED, *NORMS,
+            *(f"linear_attn.in_proj_{each}.weight" for each in ("qkv", "z", "b", "a")), "linear_attn.conv1d.weight",
+            "linear_attn.A_log", "linear_attn.dt_bias", "linear_attn.norm.weight", "linear_attn.out_proj.weight",
+            *(f"mlp.shared_expert.{each}_proj.weight" for each in ("gate", "up", "down")), "mlp.gate.weight",
+            "mlp.shared_expert_gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj",
+        ),
+        "lm_head.weight", "model.visual.* < model.visual.*",
+    ],
 }  # fmt: skip
 
 MORE = {
     "DeepseekV3ForCausalLM": ["model.layers.2.eh_proj.weight", "model.layers.2.mlp.experts.0.gate_proj.weight"],
     "Glm4MoeForCausalLM": ["model.layers.2.eh_proj.weight", "model.layers.2.shared_head.norm.weight"],
     "GPT2LMHeadModel": ["h.0.attn.bias", "h.1.attn.bias"],
+    "Qwen3_5MoeForConditionalGeneration": ["mtp.fc.weight", "mtp.layers.0.mlp.experts.gate_up_proj"],
 }
 """What else the published files hold, which transformers passes over: a layer that guesses ahead, masks."""
 

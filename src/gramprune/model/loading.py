@@ -36,6 +36,8 @@ def parse_config(folder: Path | str) -> PreTrainedConfig:
 def unknown(stated: dict[str, Any], error: Exception) -> str:
     """The sentence for a config.json that transformers cannot make a model of."""
     reason = first_line(error).split(" Should contain")[0].rstrip(".")
+    if isinstance(error, ImportError):
+        return f"config.json (model_type {stated.get('model_type')!r}) needs packages that are not installed: {reason}."
     own = " It comes with code of its own, which is not run." if "auto_map" in stated else ""
     return (
         f"config.json (model_type {stated.get('model_type')!r}) is not of a causal language model that the installed "
