@@ -136,13 +136,7 @@ def link(name: str) -> Change:
 
 
 BERT = dict(model_type="bert", pad_token_id=0)
-ZAMBA = dict(
-    model_type="zamba2", num_hidden_layers=6, tie_word_embeddings=True, num_mem_blocks=1,
-    layers_block_type=["mamba", "hybrid"] * 3,
-    mamba_d_state=8, mamba_ngroups=1, n_mamba_heads=2, mamba_expand=2, mamba_headdim=32, use_mem_rope=False,
-    attention_head_dim=16, adapter_rank=4, num_key_value_heads=4, chunk_size=16,
-)  # fmt: skip
-GPT = dict(model_type="openai-gpt", n_embd=32, n_layer=3, n_head=4, n_positions=64)
+XLM = dict(model_type="xlm", emb_dim=32, n_layers=3, n_heads=4)
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 456\n"
 
@@ -231,8 +225,7 @@ BAD: dict[str, tuple[Change, tuple[str, ...]]] = {
     "an encoder": (of_another_kind(**BERT), ("bert", "later token", "causal")),
     "an encoder and a decoder": (of_another_kind(model_type="t5"), ("t5", "no causal language model")),
     "a model of pictures": (of_another_kind(model_type="vit"), ("vit", "no causal language model")),
-    "blocks that share parameters": (of_another_kind(**ZAMBA), ("zamba2", "share")),
-    "blocks that return something else": (of_another_kind(**GPT), ("openai-gpt", "block 0", "by itself")),
+    "blocks in pieces": (of_another_kind(**XLM), ("xlm", "one list of 3 decoder blocks", "attentions")),
     # tokenizer
     "no tokenizer": (
         lambda f: [(f / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],

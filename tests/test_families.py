@@ -166,22 +166,23 @@ def prune_in_stages(folder, tokens, run, work):
         )
         return at
 
-    pruned, at, dense = [], {"inputs": None}, {"inputs": None}
-    for block in range(3):
+    pruned, at, dense, count = [], {"inputs": None}, {"inputs": None}, len(linears)
+    for block in range(count):
         before, here, trail = at["inputs"], recipe, "run"
         at = dense = captured("dense", block, dense["inputs"], None, None)
         if run["propagation"] == "pruned" and block > 0:
             at = captured("run", block, before, pruned[-1], dense["inputs"])
         else:
-            here, trail = recipe.at(block, 3, (), dense_inputs=True), "dense"
+            here, trail = recipe.at(block, count, (), dense_inputs=True), "dense"
         made = {"grams": at["gram"], "trail": trail, "block": block}
         mask, weights = None, work / f"{block}_weights"
         if not recipe.joint:
             mask = work / f"{block}_mask"
             mask_block(mask=None, output=mask, settings=here.mask_settings, **made, **common)
-        update_block(mask=mask, output=weights, settings=here.update_settings, **made, **common)
-        pruned.append(weights)
-    settings = {"run": recipe.model_dump(), "patterns": [recipe.pattern_settings] * 3}
+        if recipe.updated:
+            update_block(mask=mask, output=weights, settings=here.update_settings, **made, **common)
+        pruned.append(weights if recipe.updated else mask)
+    settings = {"run": recipe.model_dump(), "patterns": [recipe.pattern_settings] * count}
     assemble(manifest, pruned, work / "checkpoint", settings, "code")
 
 

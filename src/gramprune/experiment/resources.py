@@ -15,7 +15,7 @@ from typing import Any
 from gramprune import machine
 from gramprune.experiment.run import Run
 from gramprune.experiment.settings import Settings
-from gramprune.model.layout import selected
+from gramprune.model.layout import parameters_of, selected
 from gramprune.text import demo
 
 MIB, GIB = 2**20, 2**30
@@ -134,9 +134,7 @@ def products(linears: Iterable[Shape]) -> float:
 
 def model_bytes(layout: dict[str, Any]) -> float:
     """Of the checkpoint."""
-    return BYTES[layout["dtype"]] * (
-        layout["head"] + layout["outside"] + sum(b["parameters"] for b in layout["blocks"])
-    )
+    return BYTES[layout["dtype"]] * (layout["head"] + layout["outside"] + sum(map(parameters_of, layout["blocks"])))
 
 
 def likely_device(wanted: str) -> str:

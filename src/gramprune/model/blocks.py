@@ -38,7 +38,7 @@ class Blocks:
     """A model without weights, and the means to execute one of its blocks.
 
     whole: as `empty_model` makes it. source: where values come from.
-    Raises GrampruneError if the blocks cannot be found or share parameters.
+    Raises GrampruneError if the blocks cannot be found.
     """
 
     def __init__(self, whole: PreTrainedModel, source: Source, device: str = "cpu"):
@@ -49,16 +49,17 @@ class Blocks:
         path, self._list = _find_blocks(self.model, config)
         self.prefix = f"{prefix}.{path}" if prefix else path
         """Name of the list of blocks in the model: the parameters of block 3 start with `{prefix}.3.`"""
+        self.kind: str = config.model_type
         self.dtype, self.device, self._source = whole.dtype, device, source
         self._blocks = list(self._list)
-        _refuse_shared(whole, self.prefix)
-        base, inside = _parameters(self.model), _parameters(self._list)
-        tied = getattr(whole, "all_tied_weights_keys", {})  # each is another parameter, once more
-        everything = sum(parameter.numel() for name, parameter in whole.named_parameters() if name not in tied)
+        tied = whole.all_tied_weights_keys  # each is another parameter, once more
+        self._tied: dict[str, str] = tied | {name: name for name in tied.values()}
+        base = _distinct(self.model, f"{prefix}." if prefix else "", tied)
+        outside, head = base - _distinct(self._list, f"{self.prefix}.", tied), _distinct(whole, "", tied) - base
         self.width: int = config.get_text_config().hidden_size
         self.shape: tuple[int, ...] = (self.width,)
         """Of the hidden states of one token; most models have one vector for each, some several."""
-        self.sizes = {"outside": base - inside, "head": everything - base}
+        self.sizes = {"outside": outside, "head": head}
         """Numbers of parameters that are in no block; `head` is all that does not feed the blocks and is not tied."""
         self._members: int | None = None  # of what a block returns: 0 for a tensor, else the tuple's length
         self.beside: tuple[Any, ...] = ()
@@ -77,6 +78,11 @@ class Blocks:
     def __getitem__(self, index: int) -> nn.Module:
         """A block, without values unless it is loaded."""
         return self._blocks[index]
+
+    def shared(self, index: int) -> dict[str, str]:
+        """The parameters of a block that stand elsewhere too, by their names in it: what they are called as one."""
+        names = {name: f"{self.prefix}.{index}.{name}" for name, _ in self._blocks[index].named_parameters()}
+        return {name: self._tied[whole] for name, whole in names.items() if whole in self._tied}
 
     @contextmanager
     def loaded(self, index: int, change: Callable[[str, Tensor], None] | None = None) -> Iterator[nn.Module]:
@@ -105,10 +111,11 @@ class Blocks:
         """What entered the loaded block and what left it, on the device."""
         if self._members is None and self._loaded is not self._blocks[0]:
             with _disable_current_modes():  # nobody is to see this pass
-                self._pass(tokens[:1], entering and {name: tensor[:1] for name, tensor in entering.items()})
+                self._pass(tokens[:1], entering and {name: tensor[:1] for name, tensor in entering.items()}, True)
         return self._pass(tokens, entering)
 
-    def _pass(self, tokens: Tensor, entering: Flow | None) -> tuple[Flow, Flow]:
+    def _pass(self, tokens: Tensor, entering: Flow | None, learning: bool = False) -> tuple[Flow, Flow]:
+        """learning: a stub asks the block what it returns, before it works itself."""
         entered: Flow = {}
         left: Flow = {}
         mappings: dict[str, tuple[MutableMapping, dict]] = {}
@@ -125,9 +132,12 @@ class Blocks:
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         def leave(module: nn.Module, args: tuple, output: Any) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            self._members = len(output) if isinstance(output, tuple) else 0
-            self.beside = output[1:] if isinstance(output, tuple) else ()
+            if left and not learning:
+                raise self._refused("works several times on the same tokens")
+            several = isinstance(output, (tuple, list))
+            hidden = output[0] if several else output
+            self._members = len(output) if several else 0
+            self.beside = tuple(output[1:]) if several else ()
             left.update(entering or {}, **{HIDDEN: hidden.movedim(self._dimensions, (0, 1))})
             for name, (mapping, before) in mappings.items():
                 left.update(_flat({key: v for key, v in mapping.items() if before.get(key) is not v}, name))
@@ -141,7 +151,13 @@ class Blocks:
         finally:
             for hook in hooks:
                 hook.remove()
+        if not left:
+            raise self._refused("has no part in what the model makes of text alone")
         return entered, left
+
+    def _refused(self, what: str) -> GrampruneError:
+        index = next(index for index, block in enumerate(self._blocks) if block is self._loaded)
+        return GrampruneError(f"model type {self.kind}: block {index} {what}; this architecture cannot be pruned yet.")
 
     @torch.no_grad()
     def _learn_shape(self) -> None:
@@ -236,37 +252,23 @@ def open_blocks(folder: Path | str, dtype: str = "auto", device: str = "cpu") ->
 
 
 def _find_blocks(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.ModuleList]:
-    """The outermost ModuleList that is as long as the config says, and its name."""
+    """The outermost ModuleList that is as long as the config says, or the only one of any length, and its name."""
     count = config.get_text_config().num_hidden_layers
-    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count}
-    outermost = [n for n in found if not any(n != other and n.startswith(f"{other}.") for other in found)]
-    if len(outermost) != 1:
-        raise GrampruneError(
-            f"model type {config.model_type}: expected one list of {count} decoder blocks (num_hidden_layers), found "
-            f"{outermost or 'none'}; this architecture is not supported."
-        )
-    return outermost[0], found[outermost[0]]
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    for found in ({n: m for n, m in lists.items() if len(m) == count}, lists):
+        outermost = [n for n in found if not any(n != other and n.startswith(f"{other}.") for other in found)]
+        if len(outermost) == 1:
+            return outermost[0], found[outermost[0]]
+    raise GrampruneError(
+        f"model type {config.model_type}: expected one list of {count} decoder blocks (num_hidden_layers), found "
+        f"{outermost or 'none'}; this architecture is not supported."
+    )
 
 
-def _refuse_shared(model: PreTrainedModel, prefix: str) -> None:
-    """Raises GrampruneError for parameters that several blocks share, tied by name or the same by identity."""
-    shared = [(name, source) for name, source in getattr(model, "all_tied_weights_keys", {}).items()]
-    owners: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        first = owners.setdefault(id(parameter), name)
-        shared += [(name, first)] if first != name else []
-    for name, other in shared:
-        places = [one.removeprefix(f"{prefix}.").partition(".")[0] for one in (name, other) if one.startswith(prefix)]
-        if len(set(places)) > 1:
-            raise GrampruneError(
-                f"model type {model.config.model_type}: the blocks {places[1]} and {places[0]} share {name}; models "
-                "whose blocks share parameters cannot be pruned yet."
-            )
-
-
-def _parameters(module: nn.Module) -> int:
-    """How many; tied ones count once."""
-    return sum(parameter.numel() for parameter in module.parameters())
+def _distinct(module: nn.Module, path: str, tied: dict[str, str]) -> int:
+    """How many parameters a module has, tied ones once. path: what their names in the model begin with."""
+    sizes = {f"{path}{name}": parameter.numel() for name, parameter in module.named_parameters()}
+    return sum({tied.get(name, name): size for name, size in sizes.items()}.values())
 
 
 def _persistent_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -9,6 +9,7 @@ Costs a second or two, and the memory of one matrix, for a model of any size.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -52,15 +53,18 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
     Experts that are one parameter are one entry, with their number as `experts` and how many of them a token sees as
     `active`; an expert's own name is that of the entry with its number behind a dot. `blocks[i]["all_experts"]` tells
     whether the routers can be made to send every token to every expert.
-    `blocks[i]["dense"]` maps the other matrices, such as those that are read without calling a module, to their sizes:
-    they stay as they are. Besides: the number of `parameters` of every block, `outside` the blocks and of the `head`
-    where it is not tied; hidden `width`, `vocabulary`, `dtype`, and the blocks' `prefix` in parameters' names.
+    `blocks[i]["dense"]` maps the other matrices, such as those that have no part in a product, choose experts, or stand
+    in several blocks, to their sizes: they stay as they are. `blocks[i]["repeated"]` maps the parameters of the block
+    that are an earlier one's, once more. Besides: the number of `parameters` of every block, `outside` the blocks and
+    of the `head` where it is not tied; hidden `width`, `vocabulary`, `dtype`, and the blocks' `prefix` in parameters'
+    names.
     Raises GrampruneError for a config that describes no model, and for architectures that cannot be pruned.
     """
     import torch
 
     from gramprune.model.blocks import Blocks
     from gramprune.model.loading import empty_model, stated_dtype, unknown
+    from gramprune.model.products import name_of
 
     refuse_quantised(config)
     refuse_dtype(config)
@@ -74,10 +78,12 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # of a dozen kinds, by family and by what is wrong
         raise GrampruneError(unknown(config, error)) from error
     kinds: dict[str, dict[str, Any]] = {}
-    described = []
+    described: list[dict[str, Any]] = []
     flow: dict[str, Any] = {}
+    met: set[str] = set()
     for index in range(len(blocks)):
-        kind = _kind(blocks[index])
+        shared = blocks.shared(index)
+        kind = f"{_kind(blocks[index])} {[*shared]}"
         if kind not in kinds:
             try:
                 kinds[kind], flow = _tried(blocks, index, flow)
@@ -89,7 +95,10 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
                     f"({type(error).__name__}: {first_line(error)[:-1]}): it needs more than hidden states from the "
                     "blocks before it, or config.json is wrong; this architecture cannot be pruned yet."
                 ) from error
-        described.append(kinds[kind])
+        parameters = blocks[index].named_parameters()
+        repeated = {name_of(name): parameter.numel() for name, parameter in parameters if shared.get(name) in met}
+        described.append({**kinds[kind], "repeated": repeated})
+        met.update(shared.values())
     return {
         "model_type": config["model_type"],
         "context": getattr(text, "max_position_embeddings", None),
@@ -133,9 +142,14 @@ def _refuse_absurd(text: Any) -> None:
 
 
 def _made_up(name: str, like: Any) -> Any:
-    """Values to try a block with, of any shape in next to no memory: each row is the one before, moved by a place."""
+    """Values to try a block with, of any shape in next to no memory: each row is the one before, moved by a place.
+
+    None for a buffer, which has values: they may say what is causal.
+    """
     import torch
 
+    if not like.is_meta:
+        return None
     generator = torch.Generator().manual_seed(len(name))
     if like.ndim < 2:
         return torch.rand(like.shape, generator=generator) + 0.5
@@ -170,15 +184,16 @@ def _tried(blocks: Any, index: int, flow: dict[str, Any]) -> tuple[dict[str, Any
 
     sizes = {name_of(name): parameter.numel() for name, parameter in blocks[index].named_parameters()}
     large = [name_of(name) for name, parameter in blocks[index].named_parameters() if parameter.ndim > 1]
+    shared = set(map(name_of, blocks.shared(index)))
     hidden = torch.randn(2, TRIED, *blocks.shape, generator=torch.Generator().manual_seed(0))
     hidden[1, :-1] = hidden[0, :-1]
-    with blocks.loaded(index) as block, Products(block) as seen:
+    with blocks.loaded(index) as block, Products(block, lambda name: name not in shared) as seen:
         _, left = blocks.forward(torch.zeros(2, TRIED, dtype=torch.int64), {**flow, HIDDEN: hidden})
     one, other = left[HIDDEN][:, :-1].nan_to_num()
     if not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max())):
         raise GrampruneError(
-            f"model type {blocks.model.config.model_type}: in block {index} a later token changes what earlier "
-            "ones give, as in an encoder: it is not a causal language model; give a model that continues text."
+            f"model type {blocks.kind}: in block {index} a later token changes what earlier ones give, as in an "
+            "encoder or a prefix seen as a whole: it is not a causal language model; give a model that continues text."
         )
     if index:
         _refuse_hidden_gifts(blocks, index, flow | {HIDDEN: hidden}, left[HIDDEN])
@@ -222,7 +237,7 @@ def _refuse_hidden_gifts(blocks: Any, index: int, flow: dict[str, Any], left: An
                 blocks.instead = None
         if not torch.equal(other["hidden"].nan_to_num(), left.nan_to_num()):
             raise GrampruneError(
-                f"model type {blocks.model.config.model_type}: block {index} takes more from the block before it than "
+                f"model type {blocks.kind}: block {index} takes more from the block before it than "
                 "hidden states; this architecture cannot be pruned yet."
             )
 
@@ -260,9 +275,17 @@ def weights_of(linear: dict[str, Any]) -> int:
     return linear["rows"] * linear["columns"] * linear.get("experts", 1)
 
 
+def parameters_of(block: dict[str, Any]) -> int:
+    """How many parameters a block has that no earlier one has."""
+    return block["parameters"] - sum(block["repeated"].values())
+
+
 def summary(layout: dict[str, Any], exclude: list[str]) -> str:
-    """What will be pruned, in a line: how many weights, which share of the blocks, and what stays dense."""
-    pruned, count = 0, 0
+    """What will be pruned, in a line: how many weights, which share of the blocks, and what stays dense.
+
+    What stands in several blocks counts once; matrices of one list have one name, with a star for their numbers.
+    """
+    pruned, count, everything = 0, 0, 0
     dense: dict[str, int] = {}
     for block in layout["blocks"]:
         sizes = {name: weights_of(linear) for name, linear in block["linears"].items()}
@@ -271,8 +294,9 @@ def summary(layout: dict[str, Any], exclude: list[str]) -> str:
         count += sum(block["linears"][name].get("experts", 1) for name in chosen)
         left = {name: size for name, size in sizes.items() if name not in chosen} | block["dense"]
         for name, size in left.items():
-            dense[name] = dense.get(name, 0) + size
-    everything = sum(block["parameters"] for block in layout["blocks"])
+            kind = re.sub(r"\b\d+\b", "*", name)
+            dense[kind] = dense.get(kind, 0) + size * (name not in block["repeated"])
+        everything += parameters_of(block)
     shares = ", ".join(f"{name} ({size / everything:.1%})" for name, size in dense.items())
     left_dense = f"; matrices that stay dense: {shares}" if shares else ""
     return (

@@ -42,6 +42,8 @@ def parse_config(folder: Path | str) -> PreTrainedConfig:
 def unknown(stated: dict[str, Any], error: Exception) -> str:
     """The sentence for a config.json that transformers cannot make a model of."""
     reason = first_line(error).split(" Should contain")[0].rstrip(".")
+    if isinstance(error, ImportError):
+        return f"config.json (model_type {stated.get('model_type')!r}) needs packages that are not installed: {reason}."
     own = " It comes with code of its own, which is not run." if "auto_map" in stated else ""
     return (
         f"config.json (model_type {stated.get('model_type')!r}) is not of a causal language model that the installed "
@@ -50,10 +52,14 @@ def unknown(stated: dict[str, Any], error: Exception) -> str:
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class that makes texts of this config's family. Raises GrampruneError if it has none."""
+    """The class that makes texts of this config's family. Raises GrampruneError if it has none.
+
+    Of a model of texts and images some families name a class of the texts alone, which the whole's config does not fit.
+    """
     for mapping in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
-        if type(config) in mapping:
-            return mapping[type(config)]
+        found = mapping.get(type(config), None)
+        if found and found.config_class not in config.sub_configs.values():
+            return found
     raise GrampruneError(f"model type {config.model_type}: transformers has no causal language model of this type.")
 
 
