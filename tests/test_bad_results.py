@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from test_errors import assert_one_sentence
 from test_report import BROWSER, opened
 
-from gramprune.__main__ import main
+from gramprune.__main__ import run
 from gramprune.errors import GrampruneError
 from gramprune.report import finite, write_report
 from gramprune.report.charts import all_charts
@@ -128,11 +127,10 @@ def results(clone, tmp_path) -> Path:
     return shutil.copytree(clone.folder / "results", tmp_path / "results")
 
 
-def gramprune(monkeypatch, *arguments: object) -> str | None:
+def gramprune(*arguments: object) -> str | None:
     """What the command ends with: a sentence, or nothing where all went well."""
-    monkeypatch.setattr(sys, "argv", ["gramprune", *map(str, arguments)])
     try:
-        main()
+        run([*map(str, arguments)])
     except SystemExit as end:
         return end.code
     return None
@@ -146,14 +144,14 @@ def drawn(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("file, damage, sentence", DAMAGED, ids=[f"{case[0]}: {case[2][:30]}" for case in DAMAGED])
-def test_a_report_of_damaged_results_says_which_file(results, monkeypatch, file, damage, sentence):
+def test_a_report_of_damaged_results_says_which_file(results, file, damage, sentence):
     damage(results / file)
-    said = gramprune(monkeypatch, "report", results, "-o", results.parent / "r.html")
+    said = gramprune("report", results, "-o", results.parent / "r.html")
     assert said.startswith("gramprune: ") and said.endswith(".") and "\n" not in said and len(said) < 1000
     assert sentence in said and (str(results / file) in said or "holds no results" in said)
     assert not (results.parent / "r.html").exists() and not (results.parent / "r_pictures").exists()
     if file == SUMMARY and "other rows" not in sentence:
-        assert gramprune(monkeypatch, "summary", results) == said
+        assert gramprune("summary", results) == said
 
 
 def test_whatever_is_wrong_in_a_file_there_is_a_sentence_with_its_name_or_the_page_opens(results):
@@ -243,7 +241,7 @@ def test_a_report_leaves_every_file_of_the_users(clone, tmp_path, monkeypatch, m
     Path(mine).parent.mkdir(parents=True, exist_ok=True)
     Path(mine).write_text("mine")
     for _ in range(2):  # the second time over our own
-        said = gramprune(monkeypatch, "report", clone.folder / "results", *arguments)
+        said = gramprune("report", clone.folder / "results", *arguments)
         assert Path(mine).read_text() == "mine"
         assert (said is None) == (sentence is None), said
         if sentence:
