@@ -55,7 +55,7 @@ def measure(options: list[str]) -> float:
         clone(folder)
         (folder / "config.yaml").write_bytes((ROOT / "config.yaml").read_bytes())
         started = time.perf_counter()
-        command = [sys.executable, "-m", "snakemake", "--profile", "local", "--cores", str(CORES), *options]
+        command = [sys.executable, "-m", "snakemake", "--profile", str(ROOT / "local"), "--cores", str(CORES), *options]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         wall = time.perf_counter() - started
         if done.returncode:

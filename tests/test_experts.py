@@ -45,19 +45,14 @@ def captured(mixtral, tmp_path):
     fetch_model(manifest, "", {"kind": "folder", "source": str(mixtral), "revision": None}, "code")
     described = layout.describe(json.loads((mixtral / "config.json").read_text()))["blocks"][0]
 
-    def gram(tokens, min_tokens):
+    def gram(tokens, min_tokens=1, experts="routed", room=2**30, dense=None):
         about = {"model": read_json(manifest)["fingerprint"]}
         artifacts.write(
             tmp_path / "tokens", {"tokens": tokens}, artifacts.provenance("calibrate", {}, "code", {}, **about)
         )
-        chosen = {
-            "dtype": "auto",
-            "accumulate": "float32",
-            "min_tokens": min_tokens,
-            "linears": [*described["linears"]],
-        }
+        chosen = {"dtype": "auto", "accumulate": "float32", "experts": experts, "min_tokens": min_tokens}
         capture(
-            **gram.stage(inputs=tmp_path / "inputs"), before=None, weights=None, dense=None, batch_size=2,
+            **gram.stage(inputs=tmp_path / "inputs"), before=None, weights=None, dense=dense, batch_size=2, room=room,
             settings={**chosen, "linears": [*described["linears"]]},
         )  # fmt: skip
         return artifacts.read(tmp_path / "gram"), read_json(tmp_path / "metrics.json")["linears"]
@@ -111,6 +106,40 @@ def test_an_expert_with_too_few_tokens_or_none_has_a_named_fallback_and_nothing_
     torch.testing.assert_close(weights.read(f"{EXPERTS[1]}.3.weight"), down.where(largest, 0).detach())
 
 
+@pytest.mark.parametrize("min_tokens", [1, 70])
+def test_gram_matrices_that_do_not_fit_at_once_are_made_in_groups_and_are_the_same(captured, tmp_path, min_tokens):
+    tokens = torch.randint(0, 300, (6, 24), generator=torch.Generator().manual_seed(0))
+    captured(tokens)
+    dense = (tmp_path / "inputs").rename(tmp_path / "dense")
+    grams, rows = captured(tokens, min_tokens, dense=dense)
+    content = (tmp_path / "gram").read_bytes()
+    (tmp_path / "gram").unlink()
+    again, others = captured(tokens, min_tokens, dense=dense, room=4 * 48**2)  # of the experts' second matrix one
+    assert (tmp_path / "gram").read_bytes() == content and rows == others
+    assert any("fallback" in row for row in rows) == (min_tokens > 1)
+    assert again.read("self_attn.q_proj.cross").equal(grams.read("self_attn.q_proj"))
+    assert not any(name.endswith(".cross") for name in grams.names if "experts" in name)
+
+
+def test_all_tokens_go_to_every_expert_where_that_is_asked_for(captured, mixtral):
+    tokens = torch.randint(0, 300, (4, 24), generator=torch.Generator().manual_seed(0))
+    grams, rows = captured(tokens, experts="all")
+    assert {row["tokens"] for row in rows} == {tokens.numel()}
+    assert [name for name in grams.names if name.startswith(EXPERTS[0])] == [f"{EXPERTS[0]}.0", f"{EXPERTS[0]}.0.sum"]
+    whole, entering = load(mixtral), []
+    layer = block_list(whole)[0]
+    layer.mlp.register_forward_pre_hook(lambda module, args: entering.append(args[0].flatten(0, 1)))
+    with torch.no_grad():
+        whole(input_ids=tokens, use_cache=False)
+        (inputs,) = entering
+        for expert in range(4):
+            gate, up = (inputs @ layer.mlp.experts.gate_up_proj[expert].T).chunk(2, dim=1)
+            inner = torch.nn.functional.silu(gate) * up
+            for name, x in zip(EXPERTS, (inputs, inner), strict=True):
+                stored = grams.provenance["linears"][f"{name}.{expert}"]["gram"]
+                torch.testing.assert_close(grams.read(stored), x.T @ x)
+
+
 def test_the_layout_has_one_entry_for_all_experts_and_the_plan_counts_each():
     def described(experts):
         return layout.describe({**CONFIGS["mixtral"], "num_local_experts": experts})
@@ -119,7 +148,7 @@ def test_the_layout_has_one_entry_for_all_experts_and_the_plan_counts_each():
     assert len(many["blocks"][0]["linears"]) == len(few["blocks"][0]["linears"])
     entry = many["blocks"][0]["linears"][EXPERTS[0]]
     assert entry == {"rows": 96, "columns": 32, "input": EXPERTS[0], "experts": 128, "active": 2}
-    assert "mlp.gate" in many["blocks"][0]["dense"]
+    assert "mlp.gate" in many["blocks"][0]["dense"] and many["blocks"][0]["all_experts"]
     text = {
         "model": "demo",
         "calibration": {"dataset": "demo", "length": 64},

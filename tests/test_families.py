@@ -147,7 +147,7 @@ def prune_in_stages(folder, tokens, run, work):
     common = {"model": manifest, "tokens": work / "tokens", "labels": {}, "code": "code", "device": "cpu"}
     common["metrics"] = work / "metrics.json"
 
-    seen = {"dtype": "auto", "accumulate": "float32", "min_tokens": 1}
+    seen = {"dtype": "auto", "accumulate": "float32", "experts": "routed", "min_tokens": 1}
 
     def captured(trail, block, before, weights, dense):
         at = {name: work / f"{trail}_{block}_{name}" for name in ("inputs", "gram")}
@@ -161,6 +161,7 @@ def prune_in_stages(folder, tokens, run, work):
             block=block,
             settings={**seen, "linears": list(linears[block]["linears"])},
             batch_size=2,
+            room=2**30,
             **common,
         )
         return at

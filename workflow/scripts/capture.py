@@ -16,4 +16,5 @@ execute(
     labels=dict(snakemake.wildcards),
     device=snakemake.config["device"],
     batch_size=snakemake.config["batch_size"],
+    room=int(2**30 * snakemake.config["calibration"]["gram_memory"]),
 )

@@ -133,6 +133,11 @@ def check_model(found: dict[str, Any], model: str, chosen: Settings) -> None:
             )
     if not selected(everything, chosen.exclude):
         raise GrampruneError(f"config: exclude leaves nothing to prune in the model {model}.")
+    if chosen.calibration.experts == "all" and not all(block.get("all_experts", True) for block in found["blocks"]):
+        raise GrampruneError(
+            f"config: calibration.experts is all, but the routers of the model {model} ({found['model_type']}) cannot "
+            "be made to send every token to every expert; leave it out."
+        )
     for run in chosen.runs:
         check_run(found, model, chosen, run)
 

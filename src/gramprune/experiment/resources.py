@@ -100,6 +100,7 @@ class Shape:
     input: str
     experts: int = 1
     active: float = 1.0  # how many of the experts a token goes to
+    grams: int = 1  # how many Gram matrices they have
 
 
 def shapes(layout: dict[str, Any], settings: Settings, block: int) -> list[Shape]:
@@ -109,18 +110,26 @@ def shapes(layout: dict[str, Any], settings: Settings, block: int) -> list[Shape
 
 def _named(layout: dict[str, Any], settings: Settings, block: int) -> dict[str, Shape]:
     linears = layout["blocks"][block]["linears"]
-    return {name: Shape(**linears[name]) for name in selected(linears, settings.exclude)}
+    every = settings.calibration.experts == "all"
+    found = {}
+    for name in selected(linears, settings.exclude):
+        shape = Shape(**linears[name])
+        alike = every and shape.columns == layout["width"]  # all experts' inputs are all hidden states
+        active = shape.experts if every else shape.active
+        found[name] = replace(shape, active=active, grams=1 if alike else shape.experts)
+    return found
 
 
 def inputs(linears: Iterable[Shape]) -> list[int]:
     """The widths of the linears' distinct inputs."""
     distinct = {linear.input: linear for linear in linears}.values()
-    return [linear.columns for linear in distinct for _ in range(linear.experts)]
+    return [linear.columns for linear in distinct for _ in range(linear.grams)]
 
 
-def observed(linears: Iterable[Shape], power: int) -> float:
-    """Of the distinct inputs that one token gives: their widths to that power, summed up."""
-    return sum(s.active * s.columns**power for s in {linear.input: linear for linear in linears}.values())
+def products(linears: Iterable[Shape]) -> float:
+    """Multiplications with which one token adds to its Gram matrices."""
+    distinct = {linear.input: linear for linear in linears}.values()
+    return sum(min(linear.active, linear.grams) * linear.columns**2 for linear in distinct)
 
 
 def model_bytes(layout: dict[str, Any]) -> float:
@@ -191,23 +200,24 @@ def capture(layout: dict[str, Any], settings: Settings, block: int, crossed: boo
     batch = settings.batch_size * settings.calibration.length
     # Hidden states in and out, distinct inputs, what linears give; and one input in the Gram matrix's dtype.
     given = sum(linear.rows * linear.active / linear.experts for linear in linears)
-    per_token = size * (2 * layout["width"] + observed(linears, 1) * (1 + crossed) + given)
+    seen = sum(s.active * s.columns for s in {linear.input: linear for linear in linears}.values())
+    per_token = size * (2 * layout["width"] + seen * (1 + crossed) + given)
     summed = BYTES[settings.calibration.accumulate] * (1 + crossed)
     grams = gram_bytes(layout, settings, block, crossed)
-    passes = (1 if block == 0 else 2) + crossed
+    every = summed * sum(n * n for n in widths)
+    held = min(every, max(GIB * settings.calibration.gram_memory, summed * max(widths) ** 2))
+    passes = (1 if block == 0 else 2) + crossed + ceil(every / held) - 1
     hidden = hidden_bytes(layout, settings)
     return Need(
         TRANSFORMERS,
-        tensors=size * (layout["outside"] + parameters)
-        + summed * sum(n * n for n in widths)
-        + batch * (per_token + summed * max(widths)),
+        tensors=size * (layout["outside"] + parameters) + held + batch * (per_token + summed * max(widths)),
         staging=max(size * layout["outside"], 4.0 * max(widths) ** 2, 2 * batch * layout["width"] * size),
         disk=hidden + grams,
         passing=hidden,
         scratch=grams,
         read=(passes + crossed) * hidden + size * (layout["outside"] + 2 * parameters),
         half=2.0 * passes * parameters * tokens(settings),
-        full=2.0 * (1 + crossed) * tokens(settings) * observed(linears, 2),
+        full=2.0 * (1 + crossed) * tokens(settings) * products(linears),
         accelerated=True,
         start=4.0,
     )

@@ -19,6 +19,7 @@ from gramprune.experiment import mistakes, outputs, sweep
 from gramprune.experiment.names import Name, Place, distinct, slug
 from gramprune.experiment.options import (
     AS_TEXT,
+    AboveZero,
     Integer,
     Positive,
     Section,
@@ -142,6 +143,14 @@ class Calibration(Section):
     bos: Bos = "auto"
     seed: Integer = Field(0, description="Chooses the sequences.")
     accumulate: Literal["float32", "float64"] = Field("float32", description="Dtype in which Gram matrices are summed.")
+    gram_memory: AboveZero = Field(
+        8,
+        description="GiB of Gram matrices that are summed at a time. A block that has more, as one with many experts "
+        "may, is passed over as often as is needed; it changes no result.",
+    )
+    experts: Literal["routed", "all"] = Field(
+        "routed", description="The tokens that an expert's Gram matrix is of: those that go to it, or all."
+    )
     min_tokens: Positive | None = Field(
         None,
         description="An expert to which fewer tokens go has no Gram matrix of its own: it is pruned by that of all "
@@ -318,8 +327,7 @@ class Settings(Section):
     @property
     def capture_settings(self) -> dict[str, Any]:
         """All that hidden states and Gram matrices depend on, besides model, linears, tokens and the blocks before."""
-        calibration = self.calibration
-        return {"dtype": self.dtype, "accumulate": calibration.accumulate, "min_tokens": calibration.min_tokens}
+        return {"dtype": self.dtype, **self.calibration.model_dump(include={"accumulate", "experts", "min_tokens"})}
 
     def perplexity_settings(self, dataset: str) -> dict[str, Any]:
         """All that the perplexity on one dataset depends on, besides checkpoint and documents."""

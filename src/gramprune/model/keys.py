@@ -19,7 +19,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 
 from gramprune.errors import GrampruneError
 from gramprune.model.folder import AGAIN
-from gramprune.model.places import Place, rows_of, runs
+from gramprune.model.places import Place, fill, rows_of, runs
 from gramprune.model.weights import Weights
 from gramprune.pruning.numerics import finite
 
@@ -91,10 +91,30 @@ class Keys:
         first = self._made_with.get(origin)
         if first is None:
             values = self.weights.read(self._only_key(origin))
+        elif (rows := self._stored_rows(origin)) is not None:
+            values = rows
         else:
             values = self._convert(first, {key: self.weights.read(key) for _, key in self._sources[first]})[origin]
         if not finite(values):
             raise GrampruneError(f"{self.weights.folder}: {name} holds NaN or infinite values; {AGAIN}.")
+        return values
+
+    def _stored_rows(self, origin: str) -> Tensor | None:
+        """A parameter put together from rows as they are stored, one stored tensor in memory at a time.
+
+        transformers' own conversion has all of them in memory two or three times, which counts where a block's experts
+        are stored one by one. None for what is no arrangement of rows of one dtype.
+        """
+        shape = self._known[origin].shape
+        dtypes = {self.weights.dtype(key) for key in self.keys(origin)}
+        try:
+            place, turned = self.place(origin)
+        except GrampruneError:
+            return None
+        if turned or len(shape) < 2 or len(dtypes) > 1:
+            return None
+        values = torch.empty(shape, dtype=dtypes.pop())
+        fill(values.flatten(0, -2), place, self.weights)
         return values
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -132,7 +152,7 @@ class Keys:
         """The tensors that hold a parameter, and the numbers of their rows in the order of its own, or of its columns.
 
         Which row goes where is seen by converting numbers of rows: where they lie in a row, the file's rows are the
-        parameter's columns.
+        parameter's columns. Other numbers must go the same way, else more is done to them than to be moved.
         """
         first = self._made_with.get(origin)
         if first is None:
@@ -153,7 +173,9 @@ class Keys:
         else:
             turned = order.shape[-1] > 1
             known = order.shape == ((*shape[:-2], 1, shape[-1]) if turned else (*shape[:-1], 1))
-        if not known:
+        others = self._convert(first, {key: 3 * tensor + 7 for key, tensor in numbers.items()})[origin]
+        moved = torch.equal(others, 3 * order + 7) and 0 <= int(order.min()) <= int(order.max()) < count
+        if not (known and moved):
             raise GrampruneError(
                 f"{origin} is no arrangement of rows of {', '.join(keys[:3])} in the checkpoint; it cannot be pruned "
                 "yet: leave it dense with `exclude`, or save the model once with save_pretrained."

@@ -50,7 +50,8 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
 
     `blocks[i]["linears"]` maps a linear's name to `rows`, `columns` and `input`, the first linear with the same input.
     Experts that are one parameter are one entry, with their number as `experts` and how many of them a token sees as
-    `active`; an expert's own name is that of the entry with its number behind a dot.
+    `active`; an expert's own name is that of the entry with its number behind a dot. `blocks[i]["all_experts"]` tells
+    whether the routers can be made to send every token to every expert.
     `blocks[i]["dense"]` maps the other matrices, such as those that are read without calling a module, to their sizes:
     they stay as they are. Besides: the number of `parameters` of every block, `outside` the blocks and of the `head`
     where it is not tied; hidden `width`, `vocabulary`, `dtype`, and the blocks' `prefix` in parameters' names.
@@ -182,12 +183,28 @@ def _tried(blocks: Any, index: int, flow: dict[str, Any]) -> tuple[dict[str, Any
     if index:
         _refuse_hidden_gifts(blocks, index, flow | {HIDDEN: hidden}, left[HIDDEN])
     linears = _linears(seen, tokens=2 * TRIED)
+    experts = max((linear.get("experts", 1) for linear in linears.values()), default=1)
     described = {
         "linears": linears,
+        **({"all_experts": _can_send_all(blocks, index, experts, flow | {HIDDEN: hidden})} if experts > 1 else {}),
         "dense": {name: sizes[name] for name in large if name not in linears},
         "parameters": sum(sizes.values()),
     }
     return described, left
+
+
+def _can_send_all(blocks: Any, index: int, experts: int, flow: dict[str, Any]) -> bool:
+    """Whether every token can be made to go to every expert."""
+    import torch
+
+    from gramprune.model.products import Products
+    from gramprune.model.routing import all_experts
+
+    tokens = torch.zeros(2, TRIED, dtype=torch.int64)
+    with blocks.loaded(index) as block, Products(block) as seen, all_experts(block, experts), suppress(Exception):
+        blocks.forward(tokens, flow)
+    went = [sum(map(len, seen.inputs[name])) for name, matrix in seen.matrices.items() if matrix.part is not None]
+    return bool(went) and {*went} == {tokens.numel()}
 
 
 def _refuse_hidden_gifts(blocks: Any, index: int, flow: dict[str, Any], left: Any) -> None:

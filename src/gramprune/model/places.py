@@ -48,8 +48,22 @@ def runs(keys: list[str], order: Tensor, shape: Callable[[str], tuple[int, ...]]
 
 def read(place: Place, weights: Weights) -> Tensor:
     """The matrix at a place, in the stored dtype and orientation."""
-    parts = [_rows(weights, key, start, stop)[::step] for key, start, stop, step in place]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(place) == 1:
+        key, start, stop, step = place[0]
+        return _rows(weights, key, start, stop)[::step]
+    rows = sum(len(range(start, stop, step)) for _, start, stop, step in place)
+    matrix = torch.empty(rows, weights.shape(place[0][0])[-1], dtype=dtype(place, weights))
+    fill(matrix, place, weights)
+    return matrix
+
+
+def fill(matrix: Tensor, place: Place, weights: Weights) -> None:
+    """Put what is at a place into a matrix (rows, columns) of the stored dtype, one stored tensor at a time."""
+    row = 0
+    for key, start, stop, step in place:
+        rows = _rows(weights, key, start, stop)[::step]
+        matrix[row : row + len(rows)] = rows
+        row += len(rows)
 
 
 def _rows(weights: Weights, key: str, start: int, stop: int) -> Tensor:

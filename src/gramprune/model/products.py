@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -71,11 +72,20 @@ class Products(TorchDispatchMode):
         """Forget the inputs."""
         self.inputs.clear()
 
-    def shares(self, names: Iterable[str] | None = None) -> dict[str, str]:
-        """From every matrix, or those, to the first one of them with the very same inputs, in the order of products."""
+    def shares(self, names: Iterable[str] | None = None, equal: bool = False) -> dict[str, str]:
+        """From every matrix, or those, to the first one of them with the very same inputs, in the order of products.
+
+        equal: experts have the same inputs as the first one beside them where these have equal rows in any order.
+        """
         first: dict[tuple, str] = {}
         chosen = self.inputs if names is None else names
-        return {name: first.setdefault(tuple(map(_memory, self.inputs[name])), name) for name in chosen}
+        found = {name: first.setdefault(tuple(map(_memory, self.inputs[name])), name) for name in chosen}
+        for name in found if equal else ():
+            matrix = self.matrices[name]
+            beside = part_name(name_of(matrix.parameter), 0)
+            if matrix.part and beside in found and all(map(_same_rows, self.inputs[name], self.inputs[beside])):
+                found[name] = found[beside]
+        return found
 
     def _is_ours(self, operand: Tensor) -> bool:
         return operand.untyped_storage().data_ptr() in self._owners
@@ -112,6 +122,11 @@ class Products(TorchDispatchMode):
 def _memory(tensor: Tensor) -> tuple:
     """Equal for two tensors that are the same values in the same memory, neither changed meanwhile."""
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor._version
+
+
+def _same_rows(one: Tensor, other: Tensor) -> bool:
+    """Whether two have the same values in every column, in whatever order."""
+    return torch.equal(one.sort(dim=0).values, other.sort(dim=0).values)
 
 
 def rows_of_part(parameter: Tensor, part: int | None, parts: int) -> Tensor:

@@ -197,7 +197,10 @@ def _cost(row: dict[str, Any]) -> dict[str, float]:
 
 
 def best_of(rows: list[dict[str, Any]], names: list[str]) -> set[tuple[int, str]]:
-    """Place and column of the best figure of every model and pattern, among figures that can be compared."""
+    """Place and column of the best figure of every model and pattern, among figures that can be compared.
+
+    None among accuracies that lie within two standard errors: which is the best is chance.
+    """
     found = set()
     for name in names:
         if not name.startswith(tables.SHOWN):
@@ -208,8 +211,10 @@ def best_of(rows: list[dict[str, Any]], names: list[str]) -> set[tuple[int, str]
                 groups[row["model"], row["pattern"], row.get(f"same_{name}")].append(place)
         choose = min if name.startswith("perplexity_") else max
         for places in groups.values():
-            if len(places) > 1:
-                best = choose(rows[place][name] for place in places)
+            values = [rows[place][name] for place in places]
+            error = max((rows[place].get(tables.error_of(name)) or 0 for place in places), default=0)
+            if len(places) > 1 and max(values) - min(values) >= 2 * error:
+                best = choose(values)
                 found |= {(place, name) for place in places if rows[place][name] == best}
     return found
 

@@ -50,8 +50,8 @@ nav a{margin-right:.9rem;white-space:nowrap}a{color:var(--link);text-decoration:
 .take{font-size:1.06rem;max-width:60rem}.take li{margin:.2rem 0}
 .wide{overflow-x:auto;margin:.6rem 0}table{border-collapse:collapse;font-size:.86rem}
 th,td{padding:.28rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-td,.sortable th{white-space:nowrap}th{background:var(--shade);position:sticky;top:0}
-.sortable th{cursor:pointer}.sortable th:after{content:" ↕";color:var(--soft);opacity:.6}
+td{white-space:nowrap}th{background:var(--shade);position:sticky;top:0}
+.sortable th{cursor:pointer;vertical-align:bottom}.sortable th:after{content:"\u00a0↕";color:var(--soft);opacity:.6}
 .sortable th:first-child,.sortable td:first-child{position:sticky;left:0;background:var(--paper)}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}tr.dense td,.sortable tr.dense td{background:var(--dense)}
 td.best{font-weight:650;color:var(--good)}td.best:before{content:"★ "}small{color:var(--soft);display:block}

@@ -235,10 +235,15 @@ def cell(name: str, row: dict[str, Any]) -> str:
     if name.startswith("perplexity_"):
         return f"{value:.2f}" if value < 1e6 else f"{value:.2e}"
     if name.startswith("acc_"):
-        metric = "acc_norm" if name.startswith("acc_norm_") else "acc"
-        error = row.get(f"{metric}_stderr_{name.removeprefix(metric + '_')}")
+        error = row.get(error_of(name))
         return f"{100 * value:.1f} %" + (f" ± {100 * error:.1f}" if error is not None else "")
     return f"{100 * value:.2f} %" if name == "sparsity" else str(value)
+
+
+def error_of(name: str) -> str:
+    """The column with the standard errors of a column of accuracies."""
+    metric = "acc_norm" if name.startswith("acc_norm_") else "acc"
+    return f"{metric}_stderr_{name.removeprefix(metric + '_')}"
 
 
 def method(row: dict[str, Any]) -> str:

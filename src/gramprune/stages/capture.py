@@ -11,25 +11,26 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gramprune import machine
 from gramprune.errors import GrampruneError
-from gramprune.model.blocks import Blocks, Flow, open_blocks
+from gramprune.model.blocks import Flow, open_blocks
 from gramprune.model.keys import Keys
-from gramprune.model.products import Matrix, Products, name_of, part_name, rows_of_part
-from gramprune.progress import progress
-from gramprune.pruning.gram import accumulate
+from gramprune.model.products import Products, name_of, part_name, rows_of_part
+from gramprune.model.routing import all_experts
 from gramprune.pruning.numerics import finite
 from gramprune.stages.experts import fall_back
 from gramprune.stages.fetch import manifest_of
+from gramprune.stages.observe import Observed, observe, passes
 from gramprune.stages.pruned import dense_linear, pruned_linear, write_metrics
 from gramprune.storage import artifacts
 from gramprune.storage.artifacts import Artifact
@@ -44,15 +45,16 @@ def capture(
     weights: Path | None,  # what a run made of the block before; None: it stays dense
     dense: Path | None,  # hidden states that enter this block of the dense model; None: no cross-Gram matrices
     inputs: Path,  # output: `hidden` (samples, length, width) in the dtype that the model passes on
-    grams: Path,  # output: Gram matrices, and what else `_observe` keeps of the linears' inputs
+    grams: Path,  # output: Gram matrices, and what else `observe` keeps of the linears' inputs
     metrics: Path,  # output
     trail: str,
     block: int,
     labels: dict[str, str],  # what the metrics are found by
-    settings: dict[str, Any],  # dtype, accumulate, exclude
+    settings: dict[str, Any],  # dtype, accumulate, experts, min_tokens, linears
     code: str,
     device: str,
     batch_size: int,  # sequences
+    room: int,  # bytes of Gram matrices that are summed at a time
 ) -> str:
     """Write the hidden states that enter `block`, and the Gram matrices of its linears; return the speed for people.
 
@@ -78,8 +80,8 @@ def capture(
                 part.copy_(new.T if linear["transposed"] != linear["turned"] else new)
 
     with blocks.loaded(block if before is None else block - 1, prune):
-        passes = _passes(blocks, parents["tokens"], parents.get("before"), batch_size, f"inputs of block {block}")
-        states = (entered if before is None else left for entered, left in passes)
+        pairs = passes(blocks, parents["tokens"], parents.get("before"), batch_size, f"inputs of block {block}")
+        states = (entered if before is None else left for entered, left in pairs)
         _write_inputs(
             inputs, states, parents["tokens"], artifacts.provenance("inputs", settings, code, parents, **about)
         )
@@ -87,33 +89,24 @@ def capture(
     parents = {"tokens": parents["tokens"], "inputs": artifacts.read(inputs)}
     if dense is not None:
         parents["dense"] = artifacts.read(dense, stage="inputs", model=fingerprint, block=block)
-    with blocks.loaded(block) as module, Products(module, set(settings["linears"]).__contains__) as seen:
-        kept, tokens_of, shares = _observe(blocks, seen, parents, settings, batch_size, block)
-        parameters = dict(module.named_parameters())
-        described = {}
-        for name, matrix in _every_part(seen).items():
-            place, turned = keys.place(f"{blocks.prefix}.{block}.{matrix.parameter}", matrix.part, matrix.parts)
-            described[name] = {
-                **matrix._asdict(),
-                "place": place,
-                "transposed": matrix.transposed != turned,  # in the files
-                "turned": turned,  # between the files and the model
-                "gram": shares.get(name),
-                "tokens": tokens_of.get(name, 0),
-            }
-            used = rows_of_part(parameters[matrix.parameter], matrix.part, matrix.parts)
-            _check_place(described[name], keys, used.T if matrix.transposed else used, f"block {block}, {name}")
-    fall_back(kept, described, blocks.width, settings["min_tokens"], f"block {block}")
+    wanted, where = set(settings["linears"]), f"block {block}"
+    with blocks.loaded(block) as module, Products(module, wanted.__contains__) as seen, ExitStack() as stack:
+        everywhere = settings["experts"] == "all"
+        if everywhere:
+            next(passes(blocks, parents["tokens"], parents["inputs"], 1, where))
+            stack.enter_context(all_experts(module, max(matrix.parts for matrix in seen.matrices.values())))
+            seen.clear()
+        dtype = getattr(torch, settings["accumulate"])
+        look = partial(observe, blocks, seen, parents, batch_size, dtype, room, where, everywhere)
+        first = look()
+        described = _describe(module, seen, first, keys, f"{blocks.prefix}.{block}", where)
+        stand_ins = fall_back(described, blocks.width, settings["min_tokens"], where)
+        unseen = sorted(wanted - {name_of(linear["parameter"]) for linear in described.values()})
+        if unseen:
+            log.info("%s: %s had no part in any product: they stay dense", where, ", ".join(unseen))
+        made = artifacts.provenance("gram", settings, code, parents, **about, linears=described, unseen=unseen)
+        dead = _write_grams(grams, made, first, look, stand_ins)
     counted = math.prod(parents["tokens"].shape("tokens"))
-    unseen = sorted(set(settings["linears"]) - {name_of(linear["parameter"]) for linear in described.values()})
-    if unseen:
-        log.info("block %d: %s had no part in any product: they stay dense", block, ", ".join(unseen))
-    artifacts.write(
-        grams,
-        {name: tensor.float() for name, tensor in kept.items()},
-        artifacts.provenance("gram", settings, code, parents, **about, linears=described, unseen=unseen),
-    )
-    dead = {name: int((kept[name].diagonal() == 0).sum()) for name in {each["gram"] for each in described.values()}}
     rows = [
         {
             "linear": name,
@@ -125,21 +118,6 @@ def capture(
     ]
     write_metrics(metrics, "capture", labels, started, rows)
     return f"{counted:,} tokens, {counted / (time.monotonic() - started):,.0f} per second"
-
-
-def _passes(
-    blocks: Blocks,
-    tokens: Artifact,
-    hidden: Artifact | None,  # of what enters the loaded block; None: what the model itself makes of the tokens
-    batch_size: int,
-    what: str,  # for the progress
-) -> Iterator[tuple[Flow, Flow]]:
-    """What enters and leaves the loaded block, batch by batch."""
-    samples, length = tokens.shape("tokens")
-    for start in progress(range(0, samples, batch_size), what, batch_size * length, "tokens"):
-        rows = slice(start, start + batch_size)
-        entering = {name: hidden.read(name, rows) for name in hidden.names} if hidden else None
-        yield blocks.forward(tokens.read("tokens", rows), entering)
 
 
 def _write_inputs(path: Path, flows: Iterator[Flow], tokens: Artifact, provenance: dict[str, Any]) -> None:
@@ -158,76 +136,79 @@ def _write_inputs(path: Path, flows: Iterator[Flow], tokens: Artifact, provenanc
                 writer.append(name, tensor)
 
 
-def _observe(
-    blocks: Blocks,
-    seen: Products,  # of the loaded block
-    parents: dict[str, Artifact],
-    settings: dict[str, Any],
-    batch_size: int,
-    block: int,
-) -> tuple[dict[str, Tensor], dict[str, int], dict[str, str]]:
-    """What is kept of every distinct input X (tokens, in), tokens by linear, and the first linear that has its input.
-
-    By that first one's name: `<linear>` (in, in) is XᵀX, `<linear>.sum` (in,) X summed over tokens, and, if `dense`
-    is among the parents, `<linear>.cross` (in, in) XᵀY with the inputs Y for the same tokens in the dense model. Of
-    experts there is none: a token may go to others there.
-    """
-    kept: dict[str, Tensor] = {}
-    counts: Counter[str] = Counter()
-    shares: dict[str, str] = {}
-    tokens, dtype = parents["tokens"], getattr(torch, settings["accumulate"])
-    own, dense = (
-        _passes(blocks, tokens, parents[name], batch_size, f"{what} of block {block}") if name in parents else None
-        for name, what in (("inputs", "Gram matrices"), ("dense", "the dense model's inputs"))
-    )
-    for _ in own:
-        shares = {**seen.shares(), **shares}
-        batch = dict(seen.inputs)
-        seen.clear()
-        if dense:
-            next(dense)  # fills it again
-        for name, inputs in batch.items():
-            counts[name] += sum(map(len, inputs))
-            if shares[name] == name:
-                others = seen.inputs[name] if dense and seen.matrices[name].part is None else [None] * len(inputs)
-                for each, other in zip(inputs, others, strict=True):
-                    _add(kept, name, each, other, dtype)
-        batch.clear()
-        seen.clear()
-    for name, tensor in kept.items():
-        if not finite(tensor):
-            linear = name.removesuffix(".sum").removesuffix(".cross")
-            raise GrampruneError(
-                f"block {block}, {linear}: its inputs on {math.prod(tokens.shape('tokens')):,} calibration tokens hold "
-                f"NaN or infinite values; try `dtype: float32`."
-            )
-    return kept, counts, shares
-
-
-def _every_part(seen: Products) -> dict[str, Matrix]:
-    """The matrices that were seen, and the experts beside them that no token went to."""
-    found = dict(seen.matrices)
+def _describe(
+    module: nn.Module,  # the loaded block
+    seen: Products,
+    first: Observed,
+    keys: Keys,
+    prefix: str,  # of the block's parameters
+    where: str,
+) -> dict[str, dict[str, Any]]:
+    """What the stages behind this one are told of every linear, and of the experts that no token went to."""
+    every = dict(seen.matrices)
     for matrix in seen.matrices.values():
         for part in range(matrix.parts) if matrix.part is not None else ():
-            found.setdefault(part_name(name_of(matrix.parameter), part), matrix._replace(part=part))
-    return found
+            every.setdefault(part_name(name_of(matrix.parameter), part), matrix._replace(part=part))
+    parameters, described = dict(module.named_parameters()), {}
+    for name, matrix in every.items():
+        place, turned = keys.place(f"{prefix}.{matrix.parameter}", matrix.part, matrix.parts)
+        described[name] = {
+            **matrix._asdict(),
+            "place": place,
+            "transposed": matrix.transposed != turned,  # in the files
+            "turned": turned,  # between the files and the model
+            "gram": first.shares.get(name),
+            "tokens": first.tokens.get(name, 0),
+        }
+        used = rows_of_part(parameters[matrix.parameter], matrix.part, matrix.parts)
+        _check_place(described[name], keys, used.T if matrix.transposed else used, f"{where}, {name}")
+    return described
 
 
-def _add(
-    kept: dict[str, Tensor],  # added to
-    name: str,
-    inputs: Tensor,  # (..., in)
-    dense: Tensor | None,  # (..., in)
-    dtype: torch.dtype,  # in which products are summed
-) -> None:
-    """Add one batch to what is kept of an input."""
-    columns = inputs.shape[-1]
-    for key, others in [(name, None)] + ([] if dense is None else [(f"{name}.cross", dense)]):
-        if key not in kept:
-            kept[key] = torch.zeros(columns, columns, dtype=dtype, device=inputs.device)
-        accumulate(kept[key], inputs, others)
-    total = inputs.reshape(-1, columns).sum(dim=0, dtype=dtype).double()
-    kept[f"{name}.sum"] = kept.get(f"{name}.sum", 0) + total
+def _write_grams(
+    path: Path,
+    provenance: dict[str, Any],
+    first: Observed,  # emptied
+    look: Callable[..., Observed],  # another pass, for those that are waiting
+    stand_ins: dict[str, list[str]],  # as `fall_back` gives them
+) -> dict[str, int]:
+    """Write the Gram matrices that are used, group by group; return the dead inputs of each.
+
+    A stand-in is the sum of what its experts have, or the identity where it has none.
+    """
+    linears = provenance["linears"]
+    columns = {linear["gram"]: linear["shape"][1] for linear in linears.values()}
+    shapes = {name: (n, n) for name, n in columns.items()} | {f"{name}.sum": (n,) for name, n in columns.items()}
+    if "dense" in provenance["inputs"]:
+        experts = {linear["gram"] for linear in linears.values() if linear["part"] is not None}
+        shapes |= {f"{name}.cross": (n, n) for name, n in columns.items() if name not in experts}
+    sums = {base: torch.eye(columns[base]) for base, experts in stand_ins.items() if not experts}
+    sums |= {f"{base}.sum": torch.zeros(columns[base]) for base in sums}
+    summed = {expert: base for base, experts in stand_ins.items() for expert in experts}
+    dead = {}
+    sizes = {name: (torch.float32, shape) for name, shape in shapes.items()}
+    with artifacts.writing(path, sizes, provenance) as writer:
+
+        def write(kept: dict[str, Tensor]) -> None:
+            for name, tensor in kept.items():
+                if name in shapes:
+                    writer.append(name, tensor.float())
+                if name in columns:
+                    dead[name] = int((tensor.diagonal() == 0).sum())
+
+        found = first
+        while True:
+            write(found.kept)
+            for expert, base in summed.items():
+                for end in ("", ".sum") if expert in found.kept else ():
+                    sums[base + end] = sums.get(base + end, 0) + found.kept[expert + end]
+            found.kept.clear()
+            only = [name for name in found.waiting if name in columns or name in summed]
+            if not only:
+                break
+            found = look(only=only)
+        write(sums)
+    return dead
 
 
 def _check_place(linear: dict[str, Any], keys: Keys, used: Tensor, where: str) -> None:

@@ -6,9 +6,6 @@ import logging
 from collections import defaultdict
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from gramprune.model.products import name_of
 
 log = logging.getLogger(__name__)
@@ -17,18 +14,19 @@ LAYER, MAGNITUDE = "layer", "magnitude"
 
 
 def fall_back(
-    kept: dict[str, Tensor],  # Gram matrices and sums by name, added to
     linears: dict[str, dict[str, Any]],  # descriptions; those of starved experts get another `gram` and a `fallback`
     width: int,  # of hidden states
     min_tokens: int | None,  # by default a quarter of an expert's inputs
     where: str,
-) -> None:
+) -> dict[str, list[str]]:
     """Give every expert with fewer than `min_tokens` tokens a Gram matrix that stands for its own.
 
     Where its inputs are hidden states, that is `layer`: the sum of all experts', its own too. Inputs that an expert
     makes itself mean something else in every expert; there it is `magnitude`: the identity, under which all inputs
     are alike and none makes up for another. The log says how many experts have which.
+    Returns the Gram matrices by their names, and those that each is the sum of; none for the identity.
     """
+    stand_ins: dict[str, list[str]] = {}
     experts: dict[str, list[str]] = defaultdict(list)
     for name, linear in linears.items():
         if linear["part"] is not None:
@@ -41,11 +39,7 @@ def fall_back(
             continue
         seen = {linears[name]["gram"] for name in names} - {None}
         kind = LAYER if columns == width and seen else MAGNITUDE
-        if kind == LAYER:
-            kept[base] = sum(kept[name] for name in sorted(seen))
-            kept[f"{base}.sum"] = sum(kept[f"{name}.sum"] for name in sorted(seen))
-        else:
-            kept[base], kept[f"{base}.sum"] = torch.eye(columns), torch.zeros(columns)
+        stand_ins[base] = sorted(seen) if kind == LAYER else []
         for name in starved:
             linears[name] |= {"gram": base, "fallback": kind}
         log.warning(
@@ -57,6 +51,4 @@ def fall_back(
             least,
             "the Gram matrix of all experts' inputs" if kind == LAYER else "magnitude",
         )
-    for name in {*kept} - {each["gram"] for each in linears.values()}:
-        if not name.endswith((".sum", ".cross")):
-            del kept[name], kept[f"{name}.sum"]
+    return stand_ins
