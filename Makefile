@@ -28,7 +28,8 @@ test: $(ENV)/installed
 quick: $(ENV)/installed
 	pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-# torch, oneDNN and MKL choose their kernels by these variables. Waiting threads must not take the other process's core.
+# torch, oneDNN and MKL choose their kernels by these variables. Each kernel and each number of threads once; this
+# processor's own kernels, with one thread, are in `make test`. Waiting threads must not take the other process's core.
 with = ATEN_CPU_CAPABILITY=$(1) ONEDNN_MAX_CPU_ISA=$(2) MKL_ENABLE_INSTRUCTIONS=$(3) GRAMPRUNE_TEST_THREADS=$(4) \
 	OMP_WAIT_POLICY=passive pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -36,8 +37,6 @@ BITS = $$(grep -l "mark\.bits" tests/test_*.py)
 
 processors: $(ENV)/installed
 	$(call with,default,SSE41,SSE4_2,1) -m bits $(BITS)
-	$(call with,default,SSE41,SSE4_2,2) -m bits $(BITS)
-	$(call with,avx2,AVX2,AVX2,1) -m bits $(BITS)
 	$(call with,avx2,AVX2,AVX2,2) -m bits $(BITS)
 	$(call with,avx2,AVX2,AVX2,2) tests/test_workflow.py tests/test_demo.py -k "bit_for_bit or same_seed"
 

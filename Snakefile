@@ -51,6 +51,10 @@ rule all:
         "<results>/summary.csv",
 
 
+# From here on there are locks and jobs to put in order, which Snakemake does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 onstart:
     lock_results()
     begin_countdown()
@@ -58,7 +62,4 @@ onstart:
 
 
 onerror:
-    logger.error(
-        "What is finished stays, and the same command goes on from there. A job that died of SIGKILL had mostly run "
-        "out of memory: give it more, or lower batch_size. See docs/cluster.md."
-    )
+    logger.error(advice(log))

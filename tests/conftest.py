@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import yaml
 from filelock import FileLock
@@ -25,10 +26,13 @@ os.environ["OMP_NUM_THREADS"] = str(THREADS)
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+LONGEST = ("test_slurm.py", "test_demo.py")  # one waits, the other computes
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: of two processes neither is left alone with one at the end."""
+    """The longest files first, then those with slow tests: of two processes neither is left alone at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path not in slow))
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +130,9 @@ class Clone:
         if config is not None:
             self.write(config, "other.yaml")
             arguments = (*arguments, "--configfile", "other.yaml")
+        if not prefix:
+            arguments = ("--cores", "2", *arguments)
+            return forked.snakemake(self.folder, arguments, self.variables, timeout=1800)
         started = self.start(*arguments, prefix=prefix, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             stdout, stderr = started.communicate(timeout=1800)
@@ -135,9 +142,12 @@ class Clone:
 
     def start(self, *arguments: str, prefix: Sequence[str] = (), **pipes: Any) -> subprocess.Popen:
         """Start Snakemake in the clone and do not wait for it. prefix: a command that runs it."""
-        environment = {**(self.environment or os.environ), "PYTHONPATH": "", "COLUMNS": "200"}
         command = [*prefix, sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
-        return subprocess.Popen(command, cwd=self.folder, env=environment, text=True, **pipes)
+        return subprocess.Popen(command, cwd=self.folder, env=self.variables, text=True, **pipes)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return {**(self.environment or os.environ), "PYTHONPATH": "", "COLUMNS": "200"}
 
     def run(self, *arguments: str, config: dict[str, Any] | None = None) -> None:
         done = self.snakemake(*arguments, config=config)

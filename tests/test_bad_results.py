@@ -7,8 +7,8 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as arrow
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from test_errors import assert_one_sentence
 from test_report import BROWSER, opened
 
-from gramprune.__main__ import main
+from gramprune.__main__ import run
 from gramprune.errors import GrampruneError
 from gramprune.report import finite, write_report
 from gramprune.report.charts import all_charts
@@ -128,11 +128,10 @@ def results(clone, tmp_path) -> Path:
     return shutil.copytree(clone.folder / "results", tmp_path / "results")
 
 
-def gramprune(monkeypatch, *arguments: object) -> str | None:
+def gramprune(*arguments: object) -> str | None:
     """What the command ends with: a sentence, or nothing where all went well."""
-    monkeypatch.setattr(sys, "argv", ["gramprune", *map(str, arguments)])
     try:
-        main()
+        run([*map(str, arguments)])
     except SystemExit as end:
         return end.code
     return None
@@ -146,19 +145,18 @@ def drawn(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("file, damage, sentence", DAMAGED, ids=[f"{case[0]}: {case[2][:30]}" for case in DAMAGED])
-def test_a_report_of_damaged_results_says_which_file(results, monkeypatch, file, damage, sentence):
+def test_a_report_of_damaged_results_says_which_file(results, file, damage, sentence):
     damage(results / file)
-    said = gramprune(monkeypatch, "report", results, "-o", results.parent / "r.html")
+    said = gramprune("report", results, "-o", results.parent / "r.html")
     assert said.startswith("gramprune: ") and said.endswith(".") and "\n" not in said and len(said) < 1000
     assert sentence in said and (str(results / file) in said or "holds no results" in said)
     assert not (results.parent / "r.html").exists() and not (results.parent / "r_pictures").exists()
     if file == SUMMARY and "other rows" not in sentence:
-        assert gramprune(monkeypatch, "summary", results) == said
+        assert gramprune("summary", results) == said
 
 
 def test_whatever_is_wrong_in_a_file_there_is_a_sentence_with_its_name_or_the_page_opens(results):
-    """A thousand values in all kinds of files, each replaced by another kind of value."""
-    drawn(results)
+    """Two hundred values in all kinds of files, each replaced by another kind; a page for eight that are taken."""
     generator = random.Random(0)
     wrong = [None, NASTY, -1, 0, True, 1e308, 10**30, float("nan"), [], {}, [None], {"a": None}]
     logs = ["logs/tiny/calibrate.json", "logs/summary.json"]
@@ -166,13 +164,24 @@ def test_whatever_is_wrong_in_a_file_there_is_a_sentence_with_its_name_or_the_pa
         path = results / name
         whole = path.read_text()
         places = list(places_in(json.loads(whole)))
+        taken = 0
         for place in generator.sample(places, min(len(places), 40)):
-            value(*place, to=generator.choice([..., *wrong]))(path)
+            before = path.read_text()
+            with suppress(KeyError, TypeError, IndexError):  # what is around it was replaced
+                value(*place, to=generator.choice([..., *wrong]))(path)
             try:
-                drawn(results)
+                found = read(results)
+                assert found.evaluations and found.times and found.kept_zeros("tiny", "chain") is not None
+                taken += 1
             except GrampruneError as error:
                 assert str(path) in str(error) and "\n" not in str(error)
-            path.write_text(whole)
+                path.write_text(before)  # those that are taken stay, for one page
+            if taken == 8:
+                drawn(results)
+                path.write_text(whole)
+                taken = 0
+        drawn(results)
+        path.write_text(whole)
 
 
 def places_in(content: object, place: tuple = ()):
@@ -185,10 +194,10 @@ def places_in(content: object, place: tuple = ()):
         yield from places_in(inner, (*place, key))
 
 
-@pytest.mark.parametrize("figure", [None, 0.0, -1.0, float("nan"), float("inf"), 1e308])
-def test_figures_that_cannot_be_drawn_leave_the_rest_of_the_page(results, figure):
+@pytest.mark.parametrize("figures", [[None, float("nan"), float("inf")], [0.0, -1.0, 1e308]], ids=str)
+def test_figures_that_cannot_be_drawn_leave_the_rest_of_the_page(results, figures):
     for name in ("perplexity_evaluation", "delta_high_evaluation", "tokens_evaluation"):
-        column(name, [5.0, figure, *[7.0] * 5])(results / SUMMARY)
+        column(name, [5.0, *figures, *[7.0] * 3])(results / SUMMARY)
     write_report([results], results.parent / "r.html", results.parent / "pictures")
     assert "<h2 id=provenance>" in (results.parent / "r.html").read_text()
     assert len(list((results.parent / "pictures").glob("*.svg"))) >= 8
@@ -231,9 +240,8 @@ KEPT = [  # what the user has there, arguments, sentence or nothing
     ("r/notes.txt", ["-o", "r"], "r is there already and is no report"),
     ("figures/perplexity.svg", ["-o", "new.html", "--pictures", "figures"], "figures/perplexity.svg is in the way"),
     ("figures", ["-o", "new.html", "--pictures", "figures"], "figures could not be written"),
-    ("figures/mine.svg", ["-o", "new.html", "--pictures", "figures"], None),
-    ("figures/deep/.hidden", ["-o", "new.html", "--pictures", "figures"], None),
-    ("new_pictures/mine.png", ["-o", "new.html"], None),
+    ("figures/deep/mine.svg", ["-o", "new.html", "--pictures", "figures"], None),
+    ("new_pictures/.hidden.png", ["-o", "new.html"], None),
 ]
 
 
@@ -243,13 +251,13 @@ def test_a_report_leaves_every_file_of_the_users(clone, tmp_path, monkeypatch, m
     Path(mine).parent.mkdir(parents=True, exist_ok=True)
     Path(mine).write_text("mine")
     for _ in range(2):  # the second time over our own
-        said = gramprune(monkeypatch, "report", clone.folder / "results", *arguments)
+        said = gramprune("report", clone.folder / "results", *arguments)
         assert Path(mine).read_text() == "mine"
         assert (said is None) == (sentence is None), said
         if sentence:
             assert said.startswith("gramprune: ") and sentence in said
         else:
-            assert (tmp_path / "new.html").exists() and len(list(Path(mine).parents[0].parent.rglob("*.svg"))) >= 8
+            assert (tmp_path / "new.html").exists() and len(list(tmp_path.rglob("*.svg"))) >= 8
 
 
 def test_a_link_to_a_folder_of_pictures_stays_one(clone, tmp_path):
@@ -377,7 +385,7 @@ def test_two_checkouts_do_not_write_into_one_folder_of_results(clone, config, tm
     first, second = clones
     for each in clones:
         each.write(changed(config, lambda c: c.update(results=both)))
-    target = f"{both}/tiny/apart/checkpoint/gramprune.json"
+    target = f"{both}/tiny/model.json"
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     running = first.start(target, **pipes)
     try:
@@ -388,8 +396,8 @@ def test_two_checkouts_do_not_write_into_one_folder_of_results(clone, config, tm
         refused = second.snakemake(target)
         assert_one_sentence(refused, f"{both} is being written by another snakemake (process {running.pid} on ")
         assert f"in {first.folder}" in refused.stderr and "rule fetch" not in refused.stderr.partition("gramprune:")[2]
-        for harmless in (["--dry-run"], ["status"], ["plan"]):
-            second.run(*harmless)
+        second.run("--dry-run")
+        second.run("status", "plan")
         assert_one_sentence(second.snakemake("tidy"), "is being written by another snakemake")
     finally:
         running.kill()

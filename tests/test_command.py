@@ -5,12 +5,15 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
 import pytest
 import yaml
-from conftest import changed, copied
+from conftest import ROOT, Clone, changed, copied
 
 from gramprune import __version__
 from gramprune.experiment import settings
@@ -110,6 +113,33 @@ def test_tidy_removes_what_finished_runs_no_longer_need(copy):
 def test_what_the_command_cannot_do_is_said_in_a_sentence(own, arguments, words):
     said = gramprune(*arguments, folder=own, status=1)
     assert said.startswith("gramprune: ") and words in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("where", ["gramprune check", "snakemake --configfile", "snakemake"])
+def test_ctrl_c_before_any_job_is_a_word_and_a_shells_status(tmp_path, where):
+    """While a file of settings is read, a pipe from which nothing comes; and later, with Snakemake's locks to undo."""
+    clone, pipe = Clone(tmp_path), tmp_path / "config.yaml"
+    os.mkfifo(pipe)
+    module, *arguments = where.split()
+    if not arguments:
+        snakefile = clone.folder / "Snakefile"
+        snakefile.write_text(snakefile.read_text() + f"\n\nopen('{pipe}')\n")
+        (tmp_path / "demo.yaml").write_text((ROOT / "config.yaml").read_text())
+        arguments = ["--configfile", "demo.yaml"]
+    else:
+        arguments.append(pipe)
+    started = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    while started.poll() is None:
+        with suppress(OSError):  # nobody reads yet
+            os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            started.send_signal(signal.SIGINT)
+            break
+        time.sleep(0.01)
+    said = started.communicate(timeout=60)[1]
+    assert started.returncode == 130, said
+    assert said.endswith("interrupted\n") and "Traceback" not in said
 
 
 def test_the_command_knows_its_version_and_its_examples():

@@ -309,19 +309,12 @@ def of_another_block(results: Path, path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "put",
-    [
-        of_another_block,
-        of_another_run,
-        of_another_calibration,
-    ],
-)
-def test_a_foreign_gram_matrix_is_refused_with_both_values_until_it_is_deleted(broken, put):
-    put(broken.folder / TINY, broken.folder / GRAM)
-    done = broken.clone.snakemake(TARGET)
-    assert_one_sentence(done, f"{GRAM} was made for")
-    assert "is expected here" in done.stderr and "delete it to have it made again" in done.stderr
+def test_a_foreign_gram_matrix_is_refused_with_both_values_until_it_is_deleted(broken):
+    for put in (of_another_block, of_another_run, of_another_calibration):
+        put(broken.folder / TINY, broken.folder / GRAM)
+        done = broken.clone.snakemake(TARGET)
+        assert_one_sentence(done, f"{GRAM} was made for")
+        assert "is expected here" in done.stderr and "delete it to have it made again" in done.stderr
     broken.lose(GRAM)
     broken.clone.run(TARGET)
     broken.assert_mended(CAPTURED | MASKED | UPDATED)

@@ -161,6 +161,18 @@ def test_the_front_of_a_pattern_is_of_runs_that_no_other_beats_in_time_and_perpl
     assert found == [("0.5", 1, True), ("0.5", 3, False), ("2:4", 4, True)]
 
 
+def test_names_of_fronts_that_begin_at_one_place_stand_above_each_other():
+    runs = [
+        {"pattern": pattern, "minutes": minutes, "value": value, "first": True}
+        for pattern, minutes, value in [("0.5", 1.0, 20), ("2:4", 1.01, 20.1), ("0.6", 1.02, 20.2), ("0.7", 9.0, 20.1)]
+    ]
+    far = {"pattern": "0.5", "minutes": 9, "value": 40, "first": False}
+    found = {run["pattern"]: run["value"] for run in chart_runs.named([*runs, far], [*runs, far], 500, 280)}
+    assert (found["0.5"], found["0.7"]) == (20, 20.1)  # the lowest, and the one that stands alone
+    pixels = [280 * np.log(found[pattern] / 20) / np.log(2) for pattern in ("2:4", "0.6")]
+    assert pixels == pytest.approx([12, 24])
+
+
 def test_the_report_says_which_linears_hurt_most_in_the_best_run_of_a_pattern(clone, page):
     rows = parquet.read_table(clone.folder / "results/summary.parquet").to_pylist()
     best = min((r for r in rows if r["pattern"] == "0.5"), key=lambda row: row["perplexity_evaluation"])["run"]

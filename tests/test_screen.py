@@ -127,7 +127,8 @@ def test_a_failed_job_says_why_once_and_where_its_log_is(due, terminal):
     assert status == 1
     sentence, log, advice, *end = lines
     assert sentence.startswith("gramprune: update tiny apart 000: ") and GRAM in sentence
-    assert log.split() == ["log:", LOG] and advice.startswith("What is finished stays")
+    assert log.split() == ["log:", LOG]
+    assert advice == "What is finished stays, and the same command goes on from there."
     assert [re.sub(r"\d:\d\d", "T", line) for line in end] == ["0 of 1 jobs done, 1 failed, T in all"] * terminal
 
 
@@ -145,11 +146,20 @@ def doing(clone: Clone, what: str):
         os.utime(script, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def test_a_job_that_could_not_say_why_is_told_of_in_snakemakes_words(due):
-    with doing(due, "os.kill(os.getpid(), signal.SIGKILL)"):
+@pytest.mark.parametrize(
+    "end, words",
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "died with <Signals.SIGKILL: 9>"),
+        (f"open('{LOG}', 'w').close(); os._exit(1)", "non-zero exit status 1"),  # as of a step that Slurm has killed
+    ],
+    ids=["killed", "log without an end"],
+)
+def test_a_job_that_could_not_say_why_is_told_of_in_snakemakes_words_with_advice(due, end, words):
+    with doing(due, end):
         done = due.snakemake(*LOCAL, UPDATE)
     assert done.returncode == 1
-    assert "died with <Signals.SIGKILL: 9>" in done.stderr and "Error in rule update:" in done.stderr
+    assert words in done.stderr and "Error in rule update:" in done.stderr
+    assert "A job was killed, mostly for lack of memory" in done.stderr
 
 
 def test_ctrl_c_ends_it_with_a_word_and_a_clean_screen(due):

@@ -14,25 +14,31 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from gramprune import __version__
+from gramprune import __version__, interrupt
 from gramprune.errors import GrampruneError
 
 
 def main() -> None:
     """The command `gramprune`."""
-    arguments = vars(parser().parse_args())
+    signal.signal(signal.SIGINT, interrupt.at_once)
+    run(sys.argv[1:])
+
+
+def run(typed: list[str]) -> None:
+    """Do what was typed; what cannot be done ends in a sentence."""
+    arguments = vars(parser().parse_args(typed))
     command = arguments.pop("call")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("gramprune").setLevel(logging.INFO)  # torch would tell of its caches
     try:
         command(**arguments)
     except GrampruneError as error:
         sys.exit("\n".join(f"gramprune: {line}" for line in str(error).splitlines()))
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
     except BrokenPipeError:  # into `head`
         sys.stderr.close()
 

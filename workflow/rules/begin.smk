@@ -1,6 +1,7 @@
 # Before anything else: the library, and the files of settings, before Snakemake reads them.
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -8,8 +9,13 @@ sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 from snakemake.logging import logger
 
+from gramprune import interrupt
 from gramprune.errors import GrampruneError
 from gramprune.experiment import configfile
+
+# Ctrl-C, which Snakemake expects only once jobs run: until the Snakefile is read there is nothing to put in order.
+signal.signal(signal.SIGINT, interrupt.at_once)
+sys.excepthook = interrupt.last_words
 
 # What the library says while it looks at the configuration, such as why it takes a while.
 logging.getLogger("gramprune").setLevel(logging.INFO)
@@ -22,8 +28,6 @@ def or_exit(check, *arguments, **options):
         return check(*arguments, **options)
     except GrampruneError as error:
         sys.exit(f"gramprune: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
 
 
 CONFIG_FILES = workflow.configfiles or ["config.yaml"]

@@ -139,6 +139,25 @@ def begin_countdown():
             screen.begin(countdown)
 
 
+def advice(snakemakes_logs):
+    """What to do after a failure, in which a job that was killed is a reason to look for memory."""
+    said = "".join(Path(log).read_text(errors="replace") for log in snakemakes_logs)
+    of_failed = ", ".join(re.findall(r"log: (.+) \(check log file", said)).split(", ")
+    logs = [Path(job.log[0]) for job in workflow.dag.jobs if job.log]
+    cut_off = [log for log in logs if str(log) in of_failed and not has_end(log)]
+    killed = cut_off or "SIGKILL" in said or "OUT_OF_MEMORY" in said
+    memory = " A job was killed, mostly for lack of memory: give it more, or lower batch_size; see docs/cluster.md."
+    return f"What is finished stays, and the same command goes on from there.{memory * bool(killed)}"
+
+
+def has_end(log):
+    """Whether a job has said what it has done, or why not: one that is killed cannot."""
+    with suppress(OSError):
+        text = log.read_text(errors="replace")
+        return re.search(r"^gramprune: |: interrupted$|; start-up ", text, re.M)
+    return True  # it did not begin
+
+
 def start_warm_process():
     """Where jobs run on this machine, in this Python and without a GPU, have them start warm: see scripts/warm.py."""
     global warm_process

@@ -24,7 +24,9 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
-from work import INTERRUPTED, interrupt, leave, set_environment, unheard, work
+from work import interrupt, leave, set_environment, unheard, work
+
+from gramprune.interrupt import INTERRUPTED
 
 ENVIRONMENT = "GRAMPRUNE_WARM"  # where jobs find the socket
 STARTED = b"+"

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))  # the libr
 from gramprune import machine
 from gramprune.errors import GrampruneError
 from gramprune.experiment import measured
+from gramprune.interrupt import INTERRUPTED
 
 MIB = 1 << 20
-INTERRUPTED = 130  # exit status, as of a shell's command after Ctrl-C
 
 
 def work(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -159,7 +160,8 @@ def price(results: list[Results]) -> alt.TopLevelMixin | None:
             x=x, color=recipe, shape=shape, opacity=opacity(1.0), tooltip=shown
         )
         edge = base.properties(data=alt.Data(values=best)).encode(x=x)
-        names = edge.transform_filter("datum.first").mark_text(align="left", dx=6, dy=-8, color=GREY, limit=200)
+        heads = base.properties(data=alt.Data(values=named(best, base.data.values, base.width, base.height)))
+        names = heads.encode(x=x).mark_text(align="left", dx=6, dy=-8, color=GREY, limit=200)
         lines = edge.mark_line(color="#9ca3af", strokeDash=[3, 2]).encode(detail="pattern:N")
         charts.append(alt.layer(lines, points.add_params(chosen), names.encode(text="pattern:N")))
     return alt.vconcat(*charts).resolve_scale(color="independent", shape="independent")
@@ -173,6 +175,27 @@ def front(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if record["value"] < least.get(pattern, float("inf")):
             found.append({**record, "first": pattern not in least})
             least[pattern] = record["value"]
+    return found
+
+
+def named(best: list[dict[str, Any]], runs: list[dict[str, Any]], width: int, height: int) -> list[dict[str, Any]]:
+    """The quickest run of every front; its value is where its name stands: above another name that is in the way."""
+    values, minutes = ([run[name] for run in runs if 0 < run["value"] < math.inf] for name in ("value", "minutes"))
+    firsts = [run for run in best if run["first"] and run["value"] in values]  # others cannot be drawn
+    # Pixels for a factor of e.
+    up, across = (
+        size / (math.log(max(those) / min(those)) or 1) if those else 0
+        for size, those in ((height, values), (width, minutes))
+    )
+    found: list[dict[str, Any]] = []
+    for record in sorted(firsts, key=lambda run: run["value"]):
+        place = record["value"]
+        for other in sorted(found, key=lambda run: run["value"]):
+            left = min(record, other, key=lambda run: run["minutes"])
+            beside = across * abs(math.log(record["minutes"] / other["minutes"])) > 7 * len(left["pattern"]) + 6
+            if not beside and up * abs(math.log(place / other["value"])) < 12:
+                place = other["value"] * math.exp(12 / up)
+        found.append({**record, "value": place})
     return found
 
 
