@@ -44,7 +44,7 @@ class Products(TorchDispatchMode):
     """While it is active, `inputs` fills: from every matrix by name to its inputs (tokens, in), one per product.
 
     wanted: which matrices are noted, by the name without a part; all by default. computed: whether their products are,
-    which takes long for many large ones; else they are zero.
+    which takes long for many large ones; else they are all 1.
     `matrices` is of all passes; `clear` forgets the inputs of the last one, which are held in memory until then: two
     are the same if they are the same memory.
     """
@@ -67,7 +67,7 @@ class Products(TorchDispatchMode):
                 if self._is_ours(weight) and not self._is_ours(other):
                     self._note(weight, other if second else other.mT, second)
                     if not self._computed:
-                        return left.new_zeros((*left.shape[:-1], right.shape[-1]))
+                        return left.new_ones((*left.shape[:-1], right.shape[-1]))
                     break
         return func(*args, **(kwargs or {}))
 
