@@ -99,11 +99,25 @@ def test_the_report_says_first_which_run_to_take_for_every_pattern(clone, page):
 class Costs:
     """What the rows of a summary know of where they are from, as far as a sentence about them needs it."""
 
-    def __init__(self, hours):
-        self.hours = hours
+    def __init__(self, hours, rows=()):
+        self.hours, self.rows = hours, rows
 
     def cost_of(self, model, run):
         return {"hours": self.hours[run]} if run in self.hours else None
+
+
+def test_a_run_is_compared_with_the_dense_model_that_it_was_made_from():
+    figures = {"one": (10.0, 12.0), "other": (20.0, 21.0)}
+    rows = [
+        {"model": model, "run": run, "pattern": pattern, "perplexity_text": value}
+        for model, values in figures.items()
+        for run, pattern, value in zip(("dense", "wanda"), (None, "0.5"), values, strict=True)
+    ]
+    said = answer.takes([Costs({}, rows)])
+    assert [re.search(r"perplexity (\S+) on text, dense (\S+)\.$", each).groups() for each in said] == [
+        ("12.00", "10.00"),
+        ("21.00", "20.00"),
+    ]
 
 
 def test_a_cheaper_run_is_named_with_what_it_gives_up_and_saves():

@@ -86,10 +86,8 @@ def takes(results: list[Results]) -> list[str]:
         for name in names:
             if measured := [row for row in found if row.get(name) is not None]:
                 winners[_ranked(measured, name)[0]["run"]].append(name)
-        dense = {
-            name: next((r.get(name) for r in rows if r["run"] == "dense" and _same(r, found[0], name)), None)
-            for name in names
-        }
+        own = [row for row in rows if row["run"] == "dense" and row["model"] == model]
+        dense = {name: next((r.get(name) for r in own if _same(r, found[0], name)), None) for name in names}
         parts = [_taken([r for r in found if r.get(on[0]) is not None], on, dense) for on in winners.values()]
         if parts:
             where = f"{model}, {pattern}" if several else pattern
