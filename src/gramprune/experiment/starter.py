@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,13 @@ def configuration(
     source = settings.model_of(model)
     found = layout.describe(checks.model_config(source.kind, source.location, None))
     length = _length(found)
+    samples = _samples(found, length.value)
     texts, uses = _texts(source, text, evaluation)
     patterns = [value if ":" in value else float(value) if _is_number(value) else value for value in sparsity]
     content: dict[str, Any] = {
         "model": model,
         **({"datasets": texts} if texts else {}),
-        "calibration": {"dataset": uses["calibration"], "samples": SAMPLES, "length": length.value},
+        "calibration": {"dataset": uses["calibration"], "samples": samples.value, "length": length.value},
         "evaluation": {"perplexity": {"datasets": [uses["evaluation"]], "length": length.value}},
         "runs": [{"recipe": [*recipes], "sparsity": patterns}],
         "results": f"results/{slug(source.name)}",
@@ -60,7 +62,9 @@ def configuration(
     for name in texts:
         if parsed.datasets[name].path:
             read.kind_of(parsed.datasets[name].source_settings, name)
-    return _written(content, {"length": length, "batch": batch, "keep": keep}, found, parsed, source, text)
+    return _written(
+        content, {"length": length, "samples": samples, "batch": batch, "keep": keep}, found, parsed, source, text
+    )
 
 
 def _length(found: dict[str, Any]) -> Chosen:
@@ -70,6 +74,18 @@ def _length(found: dict[str, Any]) -> Chosen:
         return Chosen(context, f"all of the model's context of {context:,} tokens")
     of = f"of the model's context of {context:,}" if context else "for a model without a fixed context"
     return Chosen(LENGTH, f"tokens, as in the papers, {of}; memory and time grow with it")
+
+
+def _samples(found: dict[str, Any], length: int) -> Chosen:
+    """Sequences: as many as in the papers, or with which an expert sees as many tokens as it has inputs, on average."""
+    experts = [each for block in found["blocks"] for each in block["linears"].values() if "experts" in each]
+    if not experts:
+        return Chosen(SAMPLES, "sequences, as in the papers; more help every method")
+    sparest = max(experts, key=lambda linear: linear["columns"] * linear["experts"] / linear["active"])
+    share = sparest["active"] / sparest["experts"]
+    value = max(SAMPLES, ceil(sparest["columns"] / share / length))
+    tokens = f"an expert of {sparest['columns']:,} inputs sees {share * value * length:,.0f} tokens, on average"
+    return Chosen(value, f"sequences; {tokens}, and more help it")
 
 
 def _texts(source: Any, text: str | None, evaluation: str | None) -> tuple[dict[str, Any], dict[str, str]]:
@@ -144,7 +160,7 @@ def _written(
     lines += [
         "calibration:",
         f"  dataset: {calibration['dataset']}",
-        f"  samples: {calibration['samples']}     # sequences, as in the papers; more help every method",
+        f"  samples: {calibration['samples']}     # {why['samples'].reason}",
         f"  length: {calibration['length']}    # {why['length'].reason}",
         "  bos: auto        # begins every sequence with the token that the tokenizer puts in front of texts, if any",
         "",
