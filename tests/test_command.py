@@ -58,12 +58,12 @@ def test_a_configuration_to_begin_with_is_right_and_says_why(own):
 
 
 def test_new_takes_so_many_samples_that_experts_see_enough_tokens(own):
-    config = {**CONFIGS["mixtral"], "num_local_experts": 64, "max_position_embeddings": 16}
+    config = {**CONFIGS["mixtral"], "num_local_experts": 128, "max_position_embeddings": 16}
     (own / "my-model/config.json").write_text(json.dumps(config))
     written = gramprune("new", "./my-model", "--text", "calibration.jsonl", folder=own)
     samples = settings.load(yaml.safe_load(written)).calibration.samples
     (tokens,) = re.findall(r"an expert of 48 inputs sees (\d+) tokens", written)
-    assert samples == 96 and int(tokens) == samples * 16 * 2 / 64 == 48
+    assert samples == 192 and int(tokens) == samples * 16 * 2 / 128 == 48
 
 
 def test_new_takes_the_recipe_and_the_hubs_texts_that_it_is_told(own):
