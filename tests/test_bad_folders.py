@@ -265,6 +265,17 @@ def test_a_folder_that_is_no_whole_model_is_refused_in_one_sentence(folder, what
     assert_sentence(error, *words)
 
 
+def test_blocks_that_work_twice_on_the_same_tokens_are_refused(folder, monkeypatch):
+    """No type of transformers has such blocks in one list; hidden states put in front of them twice would be wrong."""
+    from transformers import LlamaModel
+
+    once = LlamaModel.forward
+    monkeypatch.setattr(LlamaModel, "forward", lambda self, **given: (once(self, **given), once(self, **given))[1])
+    with pytest.raises(GrampruneError) as error:
+        planned(folder)
+    assert_sentence(error, "llama", "block 0", "several times")
+
+
 @pytest.mark.parametrize("source", ["nowhere", "file"])
 def test_a_folder_that_is_none_is_refused(tmp_path, source):
     (tmp_path / "file").write_text("x")

@@ -231,6 +231,21 @@ def test_what_stays_dense_is_said_with_its_share_of_the_blocks():
     assert f"{2 * (3 + 4 * 2)} linears" in said  # q, k and v, and two of each of the four experts
 
 
+def test_matrices_that_several_blocks_share_stay_dense_and_count_once():
+    """Zamba2 with two transformers for three blocks: the first block and the last have one together."""
+    mamba = {"mamba_d_state": 8, "mamba_ngroups": 1, "n_mamba_heads": 2, "mamba_expand": 2, "mamba_headdim": 32}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "vocab_size": 160}
+    attention = {"num_attention_heads": 4, "num_key_value_heads": 4, "attention_head_dim": 16, "adapter_rank": 4}
+    kinds = {"layers_block_type": ["hybrid"] * 3, "num_mem_blocks": 2, "tie_word_embeddings": True}
+    found = layout.describe({"model_type": "zamba2", **sizes, **attention, **mamba, **kinds})
+    first, own, again = found["blocks"]
+    name, size = "shared_transformer.self_attn.q_proj", 64 * 64
+    assert name in own["linears"] and first["dense"][name] == again["dense"][name] == size
+    assert not first["repeated"] and not own["repeated"] and again["repeated"][name] == size
+    everything = sum(block["parameters"] for block in found["blocks"]) - sum(again["repeated"].values())
+    assert f"{name} ({size / everything:.1%})" in layout.summary(found, [])
+
+
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"])
 def test_a_weight_that_is_not_finite_is_named_wherever_it_is_read(tiny_model, tmp_path, name):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
