@@ -10,7 +10,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["snakemake.cli"])
+CONTEXT.set_forkserver_preload(["snakemake.cli", "snakemake.report", "smart_open"])  # what reading a Snakefile needs
 
 
 def snakemake(

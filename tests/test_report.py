@@ -227,6 +227,7 @@ def test_errors_of_a_run_are_those_of_its_own_stages(clone, config):
     assert 0 < cost["wall"] <= cost["hours"] and cost["gpu"] == 0
 
 
+@pytest.mark.slow
 def test_figures_of_several_folders_that_cannot_be_compared_are_marked(clone, config, tmp_path):
     wider = changed(config, lambda c: c["evaluation"]["perplexity"].update(length=32))
     wider.update(results="wider", runs=[run for run in config["runs"] if run["name"] in ("plain", "apart")])
