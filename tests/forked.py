@@ -1,5 +1,6 @@
 """Snakemake in forks of a process that has imported it: the same program, and a second less of each start."""
 
+import atexit
 import multiprocessing
 import os
 import subprocess
@@ -38,4 +39,7 @@ def typed(folder: str, arguments: list[str], environment: dict[str, str], said: 
     sys.argv = ["snakemake", *arguments]
     from snakemake.cli import main
 
-    main()
+    try:
+        main()
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing ends its forks without
