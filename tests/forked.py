@@ -1,5 +1,6 @@
 """Snakemake in forks of a process that has imported it: the same program, and a second less of each start."""
 
+import atexit
 import multiprocessing
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["snakemake.cli"])
+CONTEXT.set_forkserver_preload(["snakemake.cli", "snakemake.report", "smart_open"])  # what reading a Snakefile needs
 
 
 def snakemake(
@@ -38,4 +39,7 @@ def typed(folder: str, arguments: list[str], environment: dict[str, str], said: 
     sys.argv = ["snakemake", *arguments]
     from snakemake.cli import main
 
-    main()
+    try:
+        main()
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing ends its forks without

@@ -155,6 +155,7 @@ def test_a_report_of_damaged_results_says_which_file(results, file, damage, sent
         assert gramprune("summary", results) == said
 
 
+@pytest.mark.slow
 def test_whatever_is_wrong_in_a_file_there_is_a_sentence_with_its_name_or_the_page_opens(results):
     """Two hundred values in all kinds of files, each replaced by another kind; a page for eight that are taken."""
     generator = random.Random(0)

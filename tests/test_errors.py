@@ -149,6 +149,7 @@ def test_a_truncated_artifact_is_refused_and_left_alone(clone, redo):
     assert path.read_bytes() == whole[:-10]
 
 
+@pytest.mark.slow
 def test_an_artifact_of_another_model_is_refused_with_both_values(clone, config, tokenizer, redo, tmp_path):
     other = tmp_path / "tiny"
     save_llama(other, seed=1)

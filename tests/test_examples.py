@@ -123,6 +123,7 @@ def clone(definitions, tokenizer, tmp_path_factory) -> Clone:
     return Clone(folder, environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_plans_the_jobs_that_it_says(clone, definitions, path):
     config = yaml.safe_load(path.read_text())

@@ -115,6 +115,7 @@ def test_the_layout_from_config_alone_names_the_linears_that_are_pruned(model, t
             assert {linear["rows"], linear["columns"]} == {*shape[-2:]} or (linear.get("experts") and shape[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.bits
 @pytest.mark.parametrize(
     "run",

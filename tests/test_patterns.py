@@ -99,6 +99,7 @@ def test_what_fits_nothing_is_refused_in_a_sentence(sparsity, words, tmp_path):
     assert_sentence(caught, *words)
 
 
+@pytest.mark.slow
 def test_a_run_has_what_its_mapping_says_and_adds_jobs_only_where_that_differs(clone, config, tmp_path):
     sparsity = {"default": 0.5, "*.down_proj": "1:4", "block 0": "dense", "block -1 self_attn.*": "dense"}
     runs = [

@@ -182,6 +182,7 @@ def kept(clone, config, tmp_path_factory) -> Clone:
     return made
 
 
+@pytest.mark.slow
 def test_after_fetching_everything_works_without_a_network(kept):
     if not kept.without_network:
         pytest.skip("this machine does not let us forbid the network")
@@ -190,6 +191,7 @@ def test_after_fetching_everything_works_without_a_network(kept):
     assert (kept.folder / "results/summary.csv").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["chain", "apart"])
 def test_keeping_results_only_gives_the_same_checkpoints_and_nothing_to_do(kept, clone, run):
     folder = f"results/tiny/{run}/checkpoint"

@@ -73,6 +73,12 @@ def test_tables_for_papers_hold_the_figures_of_the_summary(clone):
         assert row["delta_evaluation"] == pytest.approx(row["perplexity_evaluation"] - rows[0]["perplexity_evaluation"])
 
 
+def test_standard_errors_stand_beside_their_accuracies_and_in_no_column_of_their_own():
+    figures = {"acc_a": 0.5, "acc_stderr_a": 0.1, "acc_norm_a": 0.25, "acc_norm_stderr_a": 0.2}
+    head, _, line = results.as_text([{"model": "m", "run": "r", **figures}]).splitlines()
+    assert head.split() == ["model", "run", "acc_a", "acc_norm_a"] and "50.0 % ± 10.0  25.0 % ± 20.0" in line
+
+
 def test_the_report_begins_with_the_runs_and_marks_the_best_of_every_pattern(clone, page):
     table = page[page.index("<table") : page.index("</table>")]
     lines = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in re.findall(r"<tr.*?</tr>", table)]
@@ -235,6 +241,7 @@ def test_errors_of_a_run_are_those_of_its_own_stages(clone, config):
     assert 0 < cost["wall"] <= cost["hours"] and cost["gpu"] == 0
 
 
+@pytest.mark.slow
 def test_figures_of_several_folders_that_cannot_be_compared_are_marked(clone, config, tmp_path):
     wider = changed(config, lambda c: c["evaluation"]["perplexity"].update(length=32))
     wider.update(results="wider", runs=[run for run in config["runs"] if run["name"] in ("plain", "apart")])

@@ -230,6 +230,7 @@ def test_the_cloze_items_are_from_text_that_the_demo_model_has_not_seen():
     assert sum(passage in seen for passage in passages) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ZERO_SHOT.exists(), reason="no zero-shot items here")
 def test_real_items_give_the_accuracy_of_a_model_that_has_learnt_a_little(tmp_path):
     """ARC-Easy and PIQA as their authors' items: a little model is a little better than guessing."""

@@ -224,7 +224,8 @@ def shown(rows: list[dict[str, Any]]) -> list[str]:
     usual = {name for name, value in USUAL.items() if all(row.get(name) in (value, None) for row in rows)}
     names = dict.fromkeys(name for row in rows for name in row)
     head = [name for name in ("model", "run", *RECIPE, "sparsity") if name in names and name not in usual]
-    return head + [name for name in names if name.startswith(SHOWN) and not name.startswith("acc_stderr_")]
+    errors = {error_of(name) for name in names if name.startswith("acc_")}
+    return head + [name for name in names if name.startswith(SHOWN) and name not in errors]
 
 
 def cell(name: str, row: dict[str, Any]) -> str:
