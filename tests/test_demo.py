@@ -2,8 +2,10 @@
 
 import pyarrow.parquet as parquet
 import pytest
-from conftest import ROOT, Clone
+from conftest import ROOT, Clone, changed
 
+from gramprune.errors import GrampruneError
+from gramprune.experiment import checks
 from gramprune.model import inspect, layout
 from gramprune.model.demo import DEMOS, train
 from gramprune.model.folder import read_config
@@ -47,6 +49,31 @@ def test_a_demo_model_is_an_ordinary_folder_as_planned_and_the_same_for_the_same
     assert len(tokenizer) == model.config.vocab_size
     text = "def é(): return '€'"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_each_demo_is_trained_where_it_is_the_model_and_a_name_that_is_none_is_told_which_there_are(tmp_path, config):
+    planned = Clone(tmp_path).planned(changed(config, lambda c: c.update(model=[*DEMOS])))
+    assert planned["demo_model", None] == len(DEMOS) and not planned["fetch_model", None]
+    with pytest.raises(GrampruneError, match="trained here are demo, demo-experts, demo-mamba"):
+        checks.check(changed(config, lambda c: c.update(model="demo-expert")))
+
+
+@pytest.mark.slow
+def test_recipes_rank_on_experts_as_on_other_models(tmp_path):
+    train(tmp_path / "model", "demo-experts", documents(heldout=False)[:100], documents(heldout=True)[:1], steps=200)
+    clone = Clone(tmp_path)
+    clone.write(
+        {
+            "model": "./model",
+            "calibration": {"dataset": "demo", "samples": 32, "length": 256},
+            "evaluation": {"perplexity": {"datasets": ["demo_heldout"], "length": 256, "windows": 64}},
+            "runs": [{"recipe": ["magnitude", "wanda", "fast"], "sparsity": "2:4", "propagation": "dense"}],
+        }
+    )
+    clone.run()
+    rows = parquet.read_table(clone.folder / "results/summary.parquet").to_pylist()
+    dense, magnitude, wanda, fast = (row["perplexity_demo_heldout"] for row in rows)
+    assert magnitude > wanda > fast > dense
 
 
 @pytest.mark.slow

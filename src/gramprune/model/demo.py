@@ -17,6 +17,11 @@ rows equally sparse; longer training sets the methods further apart:
 | 0    | 2:4     | 21.85 | 31.07     | 29.43 | 24.37        | 23.80         |
 | 1    | 50 %    | 21.45 | 25.50     | 24.50 | 22.51        | 22.19         |
 | 1    | 2:4     | 21.45 | 31.32     | 28.65 | 23.65        | 23.45         |
+
+`demo-experts` is a Qwen3 with 16 experts in the place of each MLP, of which a token goes to 4: 709,312 parameters, of
+which as many work for a token as in `demo`. `demo-mamba` has 182,080. Without kernels of its own Mamba goes from token
+to token, and its backward pass takes time with the square of the window, so it is trained on windows of 64 tokens; on
+longer ones it is no worse (perplexity 21.3 on 64 tokens, 20.8 on 256).
 """
 
 from __future__ import annotations
@@ -110,7 +115,7 @@ DEMOS = {
         batch=4,
         window=256,
         rate=8e-3,
-        seconds=90,
+        seconds=100,
     ),
     "demo-mamba": Demo(
         {
@@ -124,7 +129,7 @@ DEMOS = {
         batch=8,
         window=64,
         rate=8e-3,
-        seconds=160,
+        seconds=180,
     ),
 }
 
