@@ -91,7 +91,7 @@ DEMOS = {
         batch=4,
         window=256,
         rate=8e-3,
-        seconds=120,
+        seconds=100,
     ),
     "demo-experts": Demo(
         {
