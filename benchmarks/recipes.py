@@ -1,21 +1,22 @@
 """What recipes are worth on a real model: layer errors of every mask × update, and perplexities of the sensible ones.
 
-    python benchmarks/recipes.py errors     --model FOLDER --calibration TEXT 0.6 2:4
+    python benchmarks/recipes.py errors     --model FOLDER --calibration TEXT [--evaluation TEXT] 0.6 2:4
     python benchmarks/recipes.py perplexity --model FOLDER --calibration TEXT --evaluation TEXT 0.5 0.6 0.7 2:4
     python benchmarks/recipes.py samples    --model FOLDER --calibration TEXT --evaluation TEXT 0.6
     python benchmarks/recipes.py named      --model FOLDER --calibration TEXT --evaluation TEXT 0.5 0.6 2:4
     python benchmarks/recipes.py granularity --model FOLDER --calibration TEXT --evaluation TEXT 0.5 0.6 0.7
 
-Texts are .txt, .jsonl or .parquet files. `errors`: on the dense model's activations, the layer error of every mask and
-refinement with every update, as the geometric mean over all linears relative to the mask wanda without an update;
-`--layers FILE` keeps those of every linear as CSV. (mrp's solution M is exact, damped otherwise, and left out.)
-`perplexity`: by the papers' protocol, each block calibrated on what the pruned blocks before it give. `samples`: the
-same for a few recipes over the number of calibration sequences. `named`: perplexities of the recipes that a run can
-name, fractions counted in rows and over the matrix, and the seconds that each takes to prune the model once.
-`granularity`: sparsity counted in rows against over
+A model is a folder, or an embedded one by its name, which is trained first. Texts are .txt, .jsonl or .parquet files,
+or `demo` and `demo_heldout`. `errors`: on the dense model's activations, the layer error of every mask and refinement
+with every update, as the geometric mean over all linears relative to the mask wanda without an update, and with an
+evaluation text the perplexity of the model that has those weights in all blocks; `--layers FILE` keeps the errors of
+every linear as CSV. (mrp's solution M is exact, damped otherwise, and left out.) `perplexity`: by the papers' protocol,
+each block calibrated on what the pruned blocks before it give. `samples`: the same for a few recipes over the number of
+calibration sequences. `named`: perplexities of the recipes that a run can name, fractions counted in rows and over the
+matrix, and the seconds that each takes to prune the model once. `granularity`: sparsity counted in rows against over
 the matrix, layer errors as above and, with an evaluation text, perplexities. `--blocks` takes the first ones. Tables
 are printed as Markdown; rows as they come to the log. The whole model is in memory, and one process does it all: for
-models of a laptop's size.
+models of a laptop's size. Experts may need a stand-in for their Gram matrix, which only the workflow has.
 """
 
 import argparse
@@ -24,7 +25,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
@@ -33,14 +36,18 @@ import torch
 import gramprune as gp
 from gramprune.evaluation.perplexity import perplexity, windows
 from gramprune.experiment.recipes import RECIPES as NAMED
-from gramprune.experiment.settings import Dataset
+from gramprune.experiment.settings import EMBEDDED, Dataset
 from gramprune.model.blocks import open_blocks
-from gramprune.model.products import Products, rows_of_part
+from gramprune.model.demo import DEMOS, train
+from gramprune.model.products import Matrix, Products, rows_of_part
 from gramprune.pruning import joint, masks, methods
 from gramprune.pruning.gram import accumulate
 from gramprune.pruning.sparsity import GRANULARITIES
-from gramprune.text import calibration
+from gramprune.text import calibration, demo
 from gramprune.text.read import documents
+
+Pruned = list[tuple[str, Matrix, torch.Tensor]]
+"""Parameter in the model, which part of it, and the weight (out, in) that it gets."""
 
 BATCH = 8
 UPDATES = [("none", {}), ("sparsegpt", {}), ("mrp", {"solution": "S"}), ("admm", {}), ("pcg", {}), ("exact", {})]
@@ -102,9 +109,18 @@ def main() -> None:
     parser.add_argument("--only", default="", help="recipes whose name has this in it")
     parser.add_argument("--skip", help="but not those whose name has this in it")
     arguments = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        if (name := str(arguments.model)) in DEMOS:
+            arguments.model, said = Path(folder), partial(print, file=sys.stderr)
+            train(arguments.model, name, demo.documents(heldout=False), demo.documents(heldout=True), report=said)
+        measure(arguments)
+
+
+def measure(arguments: argparse.Namespace) -> None:
     patterns = [gp.Pattern.parse(text) for text in arguments.patterns]
     if arguments.what == "errors":
-        print(table(errors(arguments, patterns, layer_errors)))
+        for cells in errors(arguments, patterns, layer_errors, measuring(arguments) if arguments.evaluation else None):
+            print(table(cells))
     elif arguments.what == "perplexity":
         print(table(perplexities(arguments, patterns, RECIPES, [arguments.samples])))
     elif arguments.what == "named":
@@ -116,7 +132,7 @@ def main() -> None:
             )
         )
     elif arguments.what == "granularity":
-        print(table(errors(arguments, patterns, granularity_errors)))
+        print(table(errors(arguments, patterns, granularity_errors)[0]))
         if arguments.evaluation:
             print(table(perplexities(arguments, both_granularities(patterns), BY_GRANULARITY, [arguments.samples])))
     else:
@@ -146,7 +162,8 @@ def table(cells: dict[str, dict[str, float]]) -> str:
 
 
 def texts_of(path: Path) -> list[str]:
-    found = documents(Dataset(path=str(path)).source_settings, path.name, Counter())
+    dataset = EMBEDDED.get(str(path)) or Dataset(path=str(path))
+    found = documents(dataset.source_settings, path.name, Counter())
     return ["".join(text) for _, text in found]
 
 
@@ -207,33 +224,45 @@ def change(new: dict[str, torch.Tensor], matrices: dict) -> Callable[[str, torch
 
 @torch.no_grad()
 def errors(
-    arguments: argparse.Namespace, patterns: list[gp.Pattern], of_layer: Callable
-) -> dict[str, dict[str, float]]:
+    arguments: argparse.Namespace,
+    patterns: list[gp.Pattern],
+    of_layer: Callable,
+    measured: Callable[[Pruned], float] | None = None,
+) -> list[dict[str, dict[str, float]]]:
+    """Tables of layer errors and, where models are to be measured, of that."""
     blocks, _ = open_blocks(arguments.model, "float32", arguments.device)
     tokens = calibrated(arguments, arguments.samples)
     logs: dict[str, dict[str, list[float]]] = {}
+    models: dict[str, dict[str, Pruned]] = {"dense": {"none": []}}
     hidden: list = []
     for index in range(min(len(blocks), arguments.blocks or len(blocks))):
-        weights, grams, _ = observed(blocks, index, tokens, hidden, None)
+        weights, grams, matrices = observed(blocks, index, tokens, hidden, None)
         for name, (gram, _) in grams.items():
+            parameter = f"{blocks.prefix}.{index}.{matrices[name].parameter}"
             for pattern in patterns:
                 started = time.perf_counter()
-                for row, column, value in of_layer(weights[name], gram, pattern):
+                for row, column, new, value in of_layer(weights[name], gram, pattern):
                     logs.setdefault(f"{pattern} {row}", {}).setdefault(column, []).append(math.log(value))
+                    if measured:
+                        model = models.setdefault(f"{pattern} {row}", {}).setdefault(column, [])
+                        model.append((parameter, matrices[name], new))
                     if arguments.layers:
                         with open(arguments.layers, "a") as file:
                             file.write(f"{index},{name},{pattern},{row},{column},{value:.6g}\n")
                 print(f"block {index} {name} {pattern}: {time.perf_counter() - started:.1f} s", file=sys.stderr)
         with blocks.loaded(index):
             hidden = [blocks.forward(b, hidden[n] if hidden else None)[1] for n, b in enumerate(tokens.split(BATCH))]
-    return {
+    means = {
         row: {column: math.exp(sum(values) / len(values)) for column, values in cells.items()}
         for row, cells in logs.items()
     }
+    if not measured:
+        return [means]
+    return [means, {row: {column: measured(new) for column, new in cells.items()} for row, cells in models.items()}]
 
 
 def layer_errors(weight: torch.Tensor, gram: gp.Gram, pattern: gp.Pattern):
-    """Mask, update and layer error relative to wanda's without an update."""
+    """Mask, update, new weight, and layer error relative to wanda's without an update."""
     wanda = gp.select_mask(weight, gram, pattern, "wanda")
     unit = gp.layer_error(weight, weight * wanda, gram)
     chosen = {}
@@ -241,24 +270,25 @@ def layer_errors(weight: torch.Tensor, gram: gp.Gram, pattern: gp.Pattern):
         chosen[method] = gp.select_mask(weight, gram, pattern, method)
     for method in methods.names(joint):
         chosen[method], new, _ = gp.prune_weight(weight, gram, pattern, method)
-        yield method, "joint", gp.layer_error(weight, new, gram) / unit
+        yield method, "joint", new, gp.layer_error(weight, new, gram) / unit
     for mask, refinement in REFINEMENTS:
         chosen[f"{mask} + {refinement}"], _ = gp.refine_mask(weight, gram, chosen[mask], pattern, refinement)
     for label, mask in chosen.items():
         for update, options in UPDATES:
             new, _ = gp.update_weight(weight, gram, mask, update, **options)
-            yield label, " ".join([update, *options.values()]), gp.layer_error(weight, new, gram) / unit
+            yield label, " ".join([update, *options.values()]), new, gp.layer_error(weight, new, gram) / unit
 
 
 def granularity_errors(weight: torch.Tensor, gram: gp.Gram, pattern: gp.Pattern):
-    """Recipe, granularity and layer error relative to wanda's by rows without an update."""
+    """Recipe, granularity, new weight, and layer error relative to wanda's by rows without an update."""
     unit = None
     for recipe in BY_GRANULARITY:
         for granularity in GRANULARITIES:
             counted = gp.Pattern.parse(pattern.sparsity, granularity)
-            error = gp.layer_error(weight, pruned(weight, gram, None, counted, recipe), gram)
+            new = pruned(weight, gram, None, counted, recipe)
+            error = gp.layer_error(weight, new, gram)
             unit = unit or error
-            yield named(recipe), granularity, error / unit
+            yield named(recipe), granularity, new, error / unit
 
 
 def named(recipe: tuple) -> str:
@@ -267,10 +297,8 @@ def named(recipe: tuple) -> str:
     return " + ".join(part for part in recipe[:3] if part != "none") + (", dense target" * (recipe[3] == "dense"))
 
 
-@torch.no_grad()
-def perplexities(
-    arguments: argparse.Namespace, patterns: list[gp.Pattern], recipes: list, samples: list[int]
-) -> dict[str, dict[str, float]]:
+def measuring(arguments: argparse.Namespace) -> Callable[[Pruned], float]:
+    """What gives the perplexity of the model with some of its matrices pruned."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, local_files_only=True)
@@ -278,17 +306,26 @@ def perplexities(
     tokens = tokenizer(text, verbose=False)["input_ids"]
     test = windows([tokens], arguments.length, arguments.length, arguments.windows, str(arguments.evaluation))
 
-    def measured(pruned: dict[str, torch.Tensor]) -> float:
+    @torch.no_grad()
+    def measured(pruned: Pruned) -> float:
         model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32, local_files_only=True).eval()
         parameters = dict(model.named_parameters())
-        for name, (matrix, weight) in pruned.items():
+        for name, matrix, weight in pruned:
             values = rows_of_part(parameters[name].data, matrix.part, matrix.parts)
             values.copy_(weight.T if matrix.transposed else weight)
         return perplexity(model.to(arguments.device), test, arguments.length, BATCH, arguments.device)["perplexity"]
 
+    return measured
+
+
+@torch.no_grad()
+def perplexities(
+    arguments: argparse.Namespace, patterns: list[gp.Pattern], recipes: list, samples: list[int]
+) -> dict[str, dict[str, float]]:
+    measured = measuring(arguments)
     both = len({pattern.granularity for pattern in patterns} - {"group"}) == 2
     columns = {pattern: f"{pattern} {pattern.granularity}" if both else str(pattern) for pattern in patterns}
-    dense = measured({})
+    dense = measured([])
     rows: dict[str, dict[str, float]] = {"dense": {column: dense for column in columns.values()}}
     for recipe in recipes:
         label = named(recipe)
@@ -309,12 +346,9 @@ def perplexities(
     return rows
 
 
-def pruned_model(
-    arguments: argparse.Namespace, tokens: torch.Tensor, pattern: gp.Pattern, recipe: tuple
-) -> dict[str, torch.Tensor]:
-    """Which matrix, and its pruned weight (out, in), by the parameter's name in the model; experts are left out."""
+def pruned_model(arguments: argparse.Namespace, tokens: torch.Tensor, pattern: gp.Pattern, recipe: tuple) -> Pruned:
     blocks, _ = open_blocks(arguments.model, "float32", arguments.device)
-    hidden, dense, done = [], [] if recipe[3] == "dense" else None, {}
+    hidden, dense, done = [], [] if recipe[3] == "dense" else None, []
     for index in range(len(blocks)):
         weights, grams, matrices = observed(blocks, index, tokens, hidden, dense)
         new = {name: pruned(weights[name], gram, cross, pattern, recipe) for name, (gram, cross) in grams.items()}
@@ -324,7 +358,7 @@ def pruned_model(
         with blocks.loaded(index, change(new, matrices)):
             hidden = [blocks.forward(b, hidden[n] if hidden else None)[1] for n, b in enumerate(tokens.split(BATCH))]
         for name, weight in new.items():
-            done[f"{blocks.prefix}.{index}.{matrices[name].parameter}"] = matrices[name], weight
+            done.append((f"{blocks.prefix}.{index}.{matrices[name].parameter}", matrices[name], weight))
     return done
 
 

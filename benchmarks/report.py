@@ -101,13 +101,14 @@ def save(folder: Path, blocks: int) -> None:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    from gramprune.model.demo import DEMOS
     from gramprune.text import demo
 
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(demo.documents(heldout=False)[:20], vocab_size=512, show_progress=False)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer).save_pretrained(folder)
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**{**demo.config(), "num_hidden_layers": blocks})).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**{**DEMOS["demo"].config, "num_hidden_layers": blocks})).save_pretrained(folder)
 
 
 def made_up(folder: Path, config: dict) -> int:

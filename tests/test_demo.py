@@ -2,40 +2,78 @@
 
 import pyarrow.parquet as parquet
 import pytest
-from conftest import ROOT, Clone
+from conftest import ROOT, Clone, changed
 
-from gramprune.model import layout
-from gramprune.text import demo
+from gramprune.errors import GrampruneError
+from gramprune.experiment import checks
+from gramprune.model import inspect, layout
+from gramprune.model.demo import DEMOS, train
+from gramprune.model.folder import read_config
+from gramprune.text.demo import documents
 
 
 def test_held_out_documents_are_not_trained_on():
-    train, heldout = demo.documents(heldout=False), demo.documents(heldout=True)
+    train, heldout = documents(heldout=False), documents(heldout=True)
     assert not set(train) & set(heldout)
     assert 0.05 < sum(map(len, heldout)) / sum(map(len, train)) < 0.15
 
 
-def test_the_layout_of_the_demo_is_known_before_it_is_trained():
-    found = layout.describe(demo.config())
-    assert len(found["blocks"]) >= 4
-    first = found["blocks"][0]["linears"]
-    assert first["self_attn.k_proj"]["rows"] < first["self_attn.q_proj"]["rows"], "grouped-query attention"
-    assert first["mlp.gate_proj"]["input"] == first["mlp.up_proj"]["input"]
+def test_what_is_embedded_has_what_it_is_there_to_show():
+    llama, experts, mamba = (layout.describe(demo.config)["blocks"][0]["linears"] for demo in DEMOS.values())
+    assert llama["self_attn.k_proj"]["rows"] < llama["self_attn.q_proj"]["rows"], "grouped-query attention"
+    assert llama["mlp.gate_proj"]["input"] == llama["mlp.up_proj"]["input"]
+    down = experts["mlp.experts.down_proj"]
+    assert down["experts"] == 16 and down["active"] * down["columns"] == llama["mlp.down_proj"]["columns"]
+    assert [*mamba] == [f"mixer.{name}_proj" for name in ("in", "x", "dt", "out")]
 
 
-def test_the_demo_model_is_an_ordinary_folder_and_the_same_for_the_same_seed(tmp_path):
+@pytest.mark.parametrize("name", DEMOS)
+def test_a_demo_model_is_an_ordinary_folder_as_planned_and_the_same_for_the_same_seed(tmp_path, name):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    for name in ("first", "second"):
+    texts, heldout = documents(heldout=False)[:20], documents(heldout=True)[:2]
+    for seed, folder in ((0, "first"), (0, "second"), (1, "other")):
         told = []
-        result = demo.train(tmp_path / name, steps=2, report=told.append)
+        result = train(tmp_path / folder, name, texts, heldout, seed, steps=2, report=told.append)
     assert result["steps"] == 2 and told
-    files = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("first", "second")]
-    assert files[0] == files[1]
+    first, second, other = (
+        {p.name: p.read_bytes() for p in (tmp_path / folder).iterdir()} for folder in ("first", "second", "other")
+    )
+    assert first == second
+    assert {file for file in first if first[file] != other[file]} == {"model.safetensors"}
+    planned = layout.describe(DEMOS[name].config)
+    assert layout.describe(read_config(tmp_path / "first")) == planned
+    inspect.check(tmp_path / "first", planned)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "first")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "first")
     assert len(tokenizer) == model.config.vocab_size
     text = "def é(): return '€'"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_each_demo_is_trained_where_it_is_the_model_and_a_name_that_is_none_is_told_which_there_are(tmp_path, config):
+    planned = Clone(tmp_path).planned(changed(config, lambda c: c.update(model=[*DEMOS])))
+    assert planned["demo_model", None] == len(DEMOS) and not planned["fetch_model", None]
+    with pytest.raises(GrampruneError, match="trained here are demo, demo-experts, demo-mamba"):
+        checks.check(changed(config, lambda c: c.update(model="demo-expert")))
+
+
+@pytest.mark.slow
+def test_recipes_rank_on_experts_as_on_other_models(tmp_path):
+    train(tmp_path / "model", "demo-experts", documents(heldout=False)[:100], documents(heldout=True)[:1], steps=200)
+    clone = Clone(tmp_path)
+    clone.write(
+        {
+            "model": "./model",
+            "calibration": {"dataset": "demo", "samples": 32, "length": 256},
+            "evaluation": {"perplexity": {"datasets": ["demo_heldout"], "length": 256, "windows": 64}},
+            "runs": [{"recipe": ["magnitude", "wanda", "fast"], "sparsity": "2:4", "propagation": "dense"}],
+        }
+    )
+    clone.run()
+    rows = parquet.read_table(clone.folder / "results/summary.parquet").to_pylist()
+    dense, magnitude, wanda, fast = (row["perplexity_demo_heldout"] for row in rows)
+    assert magnitude > wanda > fast > dense
 
 
 @pytest.mark.slow

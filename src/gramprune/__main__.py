@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     new = command(begin, "new", "print a configuration to begin with")
-    new.add_argument("model", metavar="MODEL", help="a folder, a hub id, or demo")
+    new.add_argument("model", metavar="MODEL", help="a folder, a hub id, demo, demo-experts or demo-mamba")
     new.add_argument("--sparsity", action="append", metavar="S", help="0.5, 2:4, …; may be repeated (2:4)")
     new.add_argument("--text", metavar="FILE", help="calibrate on this file instead of C4's first part from the hub")
     new.add_argument(

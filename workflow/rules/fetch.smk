@@ -31,7 +31,7 @@ rule demo_model:
     threads: 2
     params:
         settings=model_settings,
-        code=code("stages.fetch", "text.demo"),
+        code=code("stages.fetch"),
     script:
         "../scripts/fetch_model.py"
 

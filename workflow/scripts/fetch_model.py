@@ -7,5 +7,5 @@ execute(
     "fetch:fetch_model",
     online=True,
     manifest=snakemake.output.model,
-    folder=Path(snakemake.output.model).with_name("model"),  # of the demo
+    folder=Path(snakemake.output.model).with_name("model"),  # of an embedded one
 )

@@ -18,11 +18,10 @@ from gramprune.evaluation import zeroshot
 from gramprune.experiment import outputs, patterns, settings
 from gramprune.experiment.run import Run
 from gramprune.experiment.settings import Model, Settings, Tasks
-from gramprune.model import inspect, layout
-from gramprune.model import source as model_source
+from gramprune.model import inspect, layout, source
 from gramprune.model.layout import selected
 from gramprune.storage import files
-from gramprune.text import demo, formats, read
+from gramprune.text import formats, read
 
 
 def check(
@@ -95,7 +94,7 @@ def look_at_model(
     """Find or make the layout of a model. Raises GrampruneError for a model that cannot be pruned by these settings."""
     described = [model.kind, model.location, model.revision]
     path = known / model.name / "layout.json"
-    found = layout.cached(path, described, lambda: model_config(*described))
+    found = layout.cached(path, described, lambda: source.config(*described))
     check_model(found, model.name, chosen)
     layouts[model.name] = found
     if model.kind == "folder" and not planning:
@@ -106,11 +105,6 @@ def check_tasks(known: Path, place: int, entry: Tasks) -> None:
     """Raises GrampruneError for tasks that lm-eval does not know."""
     check_include_path(entry.include_path, place)
     zeroshot.folders(entry.tasks, entry.include_path, zeroshot.place(known), f"evaluation.tasks[{place}]")
-
-
-def model_config(kind: str, source: str, revision: str | None) -> dict[str, Any]:
-    """A model's config.json. Raises GrampruneError if it cannot be had."""
-    return demo.config() if kind == "demo" else model_source.config(kind, source, revision)
 
 
 def check_model(found: dict[str, Any], model: str, chosen: Settings) -> None:

@@ -12,6 +12,7 @@ from gramprune.experiment import resources
 from gramprune.experiment.resources import Need
 from gramprune.experiment.run import Run
 from gramprune.experiment.settings import Settings
+from gramprune.model.demo import DEMOS
 from gramprune.model.layout import selected
 
 Key = tuple[Any, ...]
@@ -56,9 +57,9 @@ def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Jo
     found = {("fetch_data", name): Job(resources.fetch_data()) for _, name in settings.dataset_uses}
     found |= {("fetch_tasks", name): Job(resources.fetch_tasks()) for name in settings.tasks}
     evaluated: list[Key] = []
-    trained = {model.name for model in settings.model if model.kind == "demo"}
+    trained = {model.name: DEMOS.get(model.source) for model in settings.model}
     for model, layout in layouts.items():
-        found["fetch_model", model] = Job(resources.fetch_model(layout, model in trained))
+        found["fetch_model", model] = Job(resources.fetch_model(layout, trained[model]))
         tokens = ("calibrate", model)
         parents = (("fetch_model", model), *(("fetch_data", name) for name in settings.calibration.shares))
         found[tokens] = Job(resources.calibrate(layout, settings), parents)

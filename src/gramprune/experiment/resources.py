@@ -15,8 +15,8 @@ from typing import Any
 from gramprune import machine
 from gramprune.experiment.run import Run
 from gramprune.experiment.settings import Settings
+from gramprune.model.demo import Demo
 from gramprune.model.layout import parameters_of, selected
-from gramprune.text import demo
 
 MIB, GIB = 2**20, 2**30
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
@@ -30,8 +30,7 @@ BATCH = 32 * MIB  # rows that the methods work on at a time, see numerics; on a 
 EVALUATION_DATA = 100 * MIB  # texts and tokens
 TOKENISING = 350 * MIB  # more for as much text as is tokenised at once, two megabytes
 LM_EVAL = 130 * MIB  # what it imports beside transformers
-TRAINING_TEXT = 300 * MIB  # the demo's, while its tokenizer is trained
-TRAINING = 2.5  # so many times as long as its products: of so small a model, attention and what is between them
+TRAINING_TEXT = 300 * MIB  # an embedded model's, while its tokenizer is trained
 ITEMS, ITEM_TOKENS = 2000, 512  # of a task: how many there are, and the longest, with four answers each
 
 
@@ -145,14 +144,11 @@ def likely_device(wanted: str) -> str:
     return next((name for name in DEVICES if name in (gpu or "").lower()), "a100")
 
 
-def fetch_model(layout: dict[str, Any], trained: bool = False) -> Need:
-    """Download a checkpoint, or train the demo's on one core."""
+def fetch_model(layout: dict[str, Any], trained: Demo | None = None) -> Need:
+    """Download a checkpoint, or train an embedded one on one core."""
     size = model_bytes(layout)
     if trained:
-        operations = 6.0 * size / BYTES[layout["dtype"]] * demo.STEPS * demo.BATCH * demo.CONTEXT
-        cpu = DEVICES["cpu"]
-        work = TRAINING * operations / (cpu.efficiency * cpu.full)
-        return Need(TRANSFORMERS + TRAINING_TEXT, disk=size, start=10.0 + work)
+        return Need(TRANSFORMERS + TRAINING_TEXT, disk=size, start=trained.seconds)
     return Need(PYTHON + 100 * MIB, disk=size, fetched=size)
 
 

@@ -25,15 +25,19 @@ from gramprune.experiment.options import (
     Section,
 )
 from gramprune.experiment.run import Run
+from gramprune.model.demo import DEMOS
 from gramprune.storage.fingerprint import short
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Model(Section):
-    """A model: `demo`, a local folder or a hub id, given as a text or with these keys."""
+    """A model: one that is trained here, a local folder or a hub id, given as a text or with these keys."""
 
-    source: Place = Field(description="`demo`, a folder (starting with `/`, `./`, `../` or `~`), or a hub id.")
+    source: Place = Field(
+        description=f"{', '.join(f'`{name}`' for name in DEMOS)} (small, trained by the workflow), a folder (starting "
+        "with `/`, `./`, `../` or `~`), or a hub id."
+    )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub; the commit is recorded.")
     name: Name = Field(
         "", description="Folder in results; by default the last part of the source.", validate_default=False
@@ -52,7 +56,7 @@ class Model(Section):
     @property
     def kind(self) -> str:
         """ "demo", "folder" or "hub"."""
-        if self.source == "demo":
+        if self.source in DEMOS:
             return "demo"
         looks_like = self.source.startswith(("/", ".", "~")) or self.source.count("/") > 1
         is_folder = looks_like or Path(self.source).is_dir()

@@ -14,6 +14,7 @@ from gramprune.experiment import checks, configfile, pipeline, plan, settings
 from gramprune.experiment.names import slug
 from gramprune.experiment.recipes import SAID
 from gramprune.model import layout
+from gramprune.model import source as model_source
 from gramprune.progress import duration
 from gramprune.text import read
 
@@ -34,7 +35,7 @@ class Chosen:
 
 
 def configuration(
-    model: str,  # a folder, a hub id or "demo"
+    model: str,  # a folder, a hub id or an embedded one, such as demo
     sparsity: list[str],  # such as 0.5 or 2:4
     text: str | None = None,  # a local file to calibrate on; "c4"; by default C4, and the demo's own for the demo
     evaluation: str | None = None,  # a local file to measure perplexity on; by default WikiText-2
@@ -42,7 +43,7 @@ def configuration(
 ) -> str:
     """config.yaml as text. Raises GrampruneError for a model, a text or a sparsity that cannot be."""
     source = settings.model_of(model)
-    found = layout.describe(checks.model_config(source.kind, source.location, None))
+    found = layout.describe(model_source.config(source.kind, source.location, None))
     length = _length(found)
     samples = _samples(found, length.value)
     texts, uses = _texts(source, text, evaluation)

@@ -1,4 +1,4 @@
-"""Where models come from: a local folder, or the hub. Besides the texts' sources, only this module uses the network."""
+"""Where models come from. Besides the texts' sources, only this module uses the network."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from typing import Any
 
 from gramprune.errors import GrampruneError, first_line
 from gramprune.model import folder as folders
+from gramprune.model.demo import DEMOS
 
 SMALL = ("config.json", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "USE_POLICY*", "README.md")
 
 
 def config(kind: str, source: str, revision: str | None) -> dict[str, Any]:
-    """The config.json of a model of kind "folder" or "hub"; for the hub, that one file is fetched.
+    """The config.json of a model of kind "folder", "hub" or "demo"; for the hub, that one file is fetched.
 
     Raises GrampruneError if there is none.
     """
+    if kind == "demo":
+        return DEMOS[source].config
     if kind == "folder":
         if not Path(source).is_dir():
             raise GrampruneError(f"model: the folder {source} does not exist; give a model folder or a hub id.")
@@ -25,10 +28,11 @@ def config(kind: str, source: str, revision: str | None) -> dict[str, Any]:
     try:
         path = Path(hf_hub_download(source, "config.json", revision=revision))
     except Exception as error:  # of a dozen kinds, by what is wrong with the name, the network or the rights
+        meant = f" The models that are trained here are {', '.join(DEMOS)}." if "demo" in source.lower() else ""
         raise GrampruneError(
             f"model: config.json of {source} (revision {revision or 'main'}) could not be fetched from the hub: "
             f"{first_line(error)} If it is a folder, it is not there; if a hub id, check the name, your network "
-            "and, for gated models, `hf auth login`."
+            f"and, for gated models, `hf auth login`.{meant}"
         ) from error
     return folders.read_config(path.parent)
 

@@ -23,10 +23,12 @@ def fetch_model(manifest: Path, folder: Path, settings: dict[str, Any], code: st
     """
     found = dict(settings)
     if settings["kind"] == "demo":
-        from gramprune.text import demo
+        from gramprune.model import demo
+        from gramprune.text.demo import documents
 
+        texts, heldout = documents(heldout=False), documents(heldout=True)
         with files.atomic_folder(Path(folder)) as part:
-            found["training"] = demo.train(part, report=log.info)
+            found["training"] = demo.train(part, settings["source"], texts, heldout, report=log.info)
     elif settings["kind"] == "hub":
         from gramprune.model import inspect, layout
 
