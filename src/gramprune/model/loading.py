@@ -83,7 +83,8 @@ class NothingLarge(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in MADE and kwargs.get("device") is None:
             size = kwargs.get("size", args[0] if args and isinstance(args[0], (tuple, list)) else args)
-            fractions = (kwargs.get("dtype") or torch.get_default_dtype()).is_floating_point
+            dtype = kwargs.get("dtype") or torch.get_default_dtype()  # which may be one of Python's types
+            fractions = dtype.is_floating_point if isinstance(dtype, torch.dtype) else dtype is float
             if fractions and math.prod(size) > LARGE:
                 kwargs["device"] = "meta"
         return func(*args, **kwargs)
