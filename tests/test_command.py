@@ -44,6 +44,7 @@ def copy(clone, tmp_path):
     return copied(clone.folder, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_configuration_to_begin_with_is_right_and_says_why(own):
     given = ("--text", "calibration.jsonl", "--evaluation", "evaluation.txt", "--sparsity", "2:4", "--sparsity", "0.5")
     written = gramprune("new", "./my-model", *given, folder=own)
@@ -58,6 +59,7 @@ def test_a_configuration_to_begin_with_is_right_and_says_why(own):
     assert not (own / "results").exists()
 
 
+@pytest.mark.slow
 def test_new_takes_so_many_samples_that_experts_see_enough_tokens(own):
     config = {**CONFIGS["mixtral"], "num_local_experts": 128, "max_position_embeddings": 16}
     (own / "my-model/config.json").write_text(json.dumps(config))
@@ -67,6 +69,7 @@ def test_new_takes_so_many_samples_that_experts_see_enough_tokens(own):
     assert samples == 192 and int(tokens) == samples * 16 * 2 / 128 == 48
 
 
+@pytest.mark.slow
 def test_new_takes_the_recipe_and_the_hubs_texts_that_it_is_told(own):
     (run,) = settings.load(yaml.safe_load(gramprune("new", "./my-model", "--best", folder=own))).runs
     assert run.name == "best-2of4"

@@ -114,6 +114,7 @@ def test_a_damaged_layout_is_made_again(clone, damage):
     assert path.read_text() == before
 
 
+@pytest.mark.slow
 def test_text_with_too_few_windows_is_counted(clone, config, tmp_path):
     path = tmp_path / "short.jsonl"
     path.write_text('{"text": "A short document."}\n' * 500)
@@ -190,6 +191,7 @@ def test_damaged_weights_are_refused_by_assembly(clone):
     assert json.loads((folder / "gramprune.json").read_text()) == json.loads(recipe)
 
 
+@pytest.mark.slow
 def test_activations_that_are_not_finite_are_said_with_block_and_setting(clone, config, tiny_model, tmp_path):
     import torch
     from safetensors import safe_open

@@ -177,6 +177,7 @@ def test_the_layout_of_a_block_with_30_gb_of_experts_takes_little_memory(tmp_pat
     assert taken < 2 * 2**30
 
 
+@pytest.mark.slow
 def test_a_model_with_experts_is_pruned_by_snakemake_and_transformers_loads_it(tmp_path, config, mixtral):
     from transformers import AutoModelForCausalLM
 

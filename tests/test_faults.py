@@ -118,6 +118,7 @@ def finish(job: int) -> None:
         raise AssertionError(f"{job} goes on and on")
 
 
+@pytest.mark.slow
 def test_a_finished_folder_that_was_copied_has_nothing_to_do_or_is_told_so_where_dates_are_lost(clone, tmp_path):
     moved = copy.copy(clone)
     moved.folder = tmp_path / "moved"

@@ -330,6 +330,7 @@ def halved(model, state, described):
     return new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", HUB)
 def test_a_checkpoint_of_the_hub_keeps_its_names_and_all_that_is_not_pruned(architecture, tokenizer, tmp_path):
     torch.manual_seed(0)

@@ -259,6 +259,7 @@ def test_logs_and_what_jobs_took_are_where_the_library_looks_for_them(clone, con
         assert 0 < taken.start_seconds < taken.seconds and taken.cpu_seconds > 0 and 50 < taken.host_mb < 2000
 
 
+@pytest.mark.slow
 def test_tidy_removes_what_finished_runs_no_longer_need_and_causes_no_rerun(clone, config, tmp_path):
     copy = copied(clone.folder, tmp_path)
     evaluation = "results/tiny/plain/evaluation/perplexity_evaluation.json"

@@ -9,6 +9,7 @@ import sys
 from conftest import changed
 
 
+@pytest.mark.slow
 def test_a_hub_model_is_used_from_the_hubs_cache_with_its_commit(clone, config, tiny_model, tmp_path, monkeypatch):
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub/models--org--tiny-hub"

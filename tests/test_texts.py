@@ -128,6 +128,7 @@ def test_perplexitys_tokens_are_those_of_the_joined_text(tmp_path, documents, pl
     assert joined(tokens(found, plain, separator=" ")) == whole(plain, " ".join(texts))
 
 
+@pytest.mark.slow
 def test_a_text_that_is_tokenised_in_pieces_has_the_tokens_of_the_whole(tmp_path, documents, plain):
     text = "\n\n".join(documents)
     text *= math.ceil(2.2 * read.LONGEST / len(text))
@@ -341,6 +342,7 @@ def test_perplexity_has_bos_in_front_of_every_window(tmp_path, documents, chatty
     assert result["predicted_tokens"] == 4 * 32 and result["front"] == front
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixture", "chats"])
 def test_snakemake_calibrates_on_mixtures_and_chats(clone, config, chatty, documents, tmp_path, name):
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in CHATS))

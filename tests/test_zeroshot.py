@@ -81,6 +81,7 @@ def result(clone, run, name):
     return json.loads((clone.folder / f"results/tiny/{run}/evaluation/tasks_{name}.json").read_text())
 
 
+@pytest.mark.slow
 def test_accuracy_is_that_of_the_likeliest_continuation(evaluated, definitions):
     found = result(evaluated, "plain", "first")["tasks"]["first"]
     model, tokenizer, _ = open_model(evaluated.folder / "results/tiny/plain/checkpoint", "float32")
@@ -104,6 +105,7 @@ def test_accuracy_is_that_of_the_likeliest_continuation(evaluated, definitions):
     assert (found["version"], found["samples"], found["shots"], found["items"]) == (3, 40, 0, 40)
 
 
+@pytest.mark.slow
 def test_what_a_figure_depends_on_is_stored_with_it(evaluated):
     made = result(evaluated, "dense", "pair")
     assert made["tasks"].keys() == {"first", "second"} and made["groups"].keys() == {"both"}
@@ -115,6 +117,7 @@ def test_what_a_figure_depends_on_is_stored_with_it(evaluated):
     assert made["settings"]["limit"] == 10 and made["hardware"]["cores"]
 
 
+@pytest.mark.slow
 def test_a_changed_task_is_evaluated_again_and_nothing_else(evaluated, small):
     tables = Counter({("summary", None): 1, ("report", None): 1})
     both = Counter({("tasks", "dense"): 1, ("tasks", "plain"): 1})
@@ -125,6 +128,7 @@ def test_a_changed_task_is_evaluated_again_and_nothing_else(evaluated, small):
     assert evaluated.planned(more) == tables + both + Counter({("fetch_tasks", None): 1})
 
 
+@pytest.mark.slow
 def test_items_that_have_changed_since_they_were_fetched_are_refused(evaluated, definitions, tmp_path):
     """The definition's folder is an input of the fetching, so this needs data that lie elsewhere."""
     from gramprune.stages.tasks import evaluate_tasks
@@ -139,6 +143,7 @@ def test_items_that_have_changed_since_they_were_fetched_are_refused(evaluated, 
     assert_sentence(error, "task first", "0000000000000000", "first.json", "delete")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "entry, words",
     [
