@@ -16,7 +16,7 @@ demo: $(ENV)/installed
 	@echo "A small model is trained, pruned by five recipes at two sparsities and measured, in two to four minutes."
 	@snakemake --profile local --cores $(CORES)
 	@gramprune summary
-	@printf '\n%s\n' "Three things to try, with .venv/bin in front of your PATH (source .venv/bin/activate):" \
+	@printf '%s\n' "" "Three things to try, with .venv/bin in front of your PATH (source .venv/bin/activate):" \
 	  "  the report                   open results/report.html in a browser" \
 	  "  a sparsity of your own       add 0.6 to the first line of runs in config.yaml, then: snakemake --cores $(CORES)" \
 	  "  a model of your own          gramprune new FOLDER-OR-HUB-ID --text YOUR.txt > my.yaml, then: gramprune check my.yaml"
