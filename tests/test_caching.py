@@ -89,6 +89,7 @@ def test_another_evaluation_window_reruns_evaluations_and_tables(clone, config):
     assert planned == LAST + Counter({("perplexity", run): 1 for run in runs})
 
 
+@pytest.mark.slow
 def test_a_new_run_only_adds_its_own_jobs(clone, config):
     def add(c):
         c["runs"].append({"name": "new", "sparsity": 0.5, "mask": "magnitude", "update": "admm"})

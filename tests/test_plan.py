@@ -46,6 +46,7 @@ def test_jobs_come_after_those_that_they_wait_for(clone, config, monkeypatch):
         done.add(key)
 
 
+@pytest.mark.slow
 def test_a_plan_needs_no_more_than_the_config_of_a_model(tiny_model, config, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text((tiny_model / "config.json").read_text())
@@ -201,6 +202,7 @@ def test_keeping_results_only_gives_the_same_checkpoints_and_nothing_to_do(kept,
     assert kept.planned() == Counter()
 
 
+@pytest.mark.slow
 def test_status_says_which_runs_are_done_and_where_the_others_are(clone, config, tmp_path):
     copy = copied(clone.folder, tmp_path)
     done = copy.snakemake("status")
