@@ -246,6 +246,7 @@ KEPT = [  # what the user has there, arguments, sentence or nothing
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mine, arguments, sentence", KEPT, ids=[" ".join([case[0], *case[1]]) for case in KEPT])
 def test_a_report_leaves_every_file_of_the_users(clone, tmp_path, monkeypatch, mine, arguments, sentence):
     monkeypatch.chdir(tmp_path)

@@ -105,6 +105,7 @@ def test_a_wrong_setting_is_said_in_one_sentence_before_any_job(clone, config, m
     assert "rule" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["", "[]", "not json", '{"key": 1}'])
 def test_a_damaged_layout_is_made_again(clone, damage):
     path = clone.folder / "results/tiny/layout.json"
@@ -163,6 +164,7 @@ def test_an_artifact_of_another_model_is_refused_with_both_values(clone, config,
     assert "is expected here" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_damaged_weights_are_refused_by_assembly(clone):
     import json
 
