@@ -13,8 +13,8 @@ from torch import Tensor
 
 from gramprune.errors import GrampruneError
 from gramprune.model.checkpoint import pruned_copy
+from gramprune.model.manifest import manifest_of
 from gramprune.model.weights import Weights
-from gramprune.stages.fetch import manifest_of
 from gramprune.stages.pruned import dense_linear, patterns_of, pruned_linear
 from gramprune.storage import artifacts, files
 from gramprune.storage.artifacts import Artifact

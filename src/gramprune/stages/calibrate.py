@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gramprune.model.loading import open_tokenizer, vocabulary_of
-from gramprune.stages.fetch import manifest_of
+from gramprune.model.manifest import manifest_of
 from gramprune.storage import artifacts
 from gramprune.text.calibration import sequences
 from gramprune.text.store import Documents

@@ -25,11 +25,11 @@ from gramprune import machine
 from gramprune.errors import GrampruneError
 from gramprune.model.blocks import Flow, open_blocks
 from gramprune.model.keys import Keys
+from gramprune.model.manifest import manifest_of
 from gramprune.model.products import Products, name_of, part_name, rows_of_part
 from gramprune.model.routing import all_experts
 from gramprune.pruning.numerics import finite
 from gramprune.stages.experts import fall_back
-from gramprune.stages.fetch import manifest_of
 from gramprune.stages.observe import Observed, observe, passes
 from gramprune.stages.pruned import dense_linear, pruned_linear, write_metrics
 from gramprune.storage import artifacts
@@ -94,7 +94,7 @@ def capture(
         everywhere = settings["experts"] == "all"
         if everywhere:
             next(passes(blocks, parents["tokens"], parents["inputs"], 1, where))
-            stack.enter_context(all_experts(module, max(matrix.parts for matrix in seen.matrices.values())))
+            stack.enter_context(all_experts(module, max((m.parts for m in seen.matrices.values()), default=1)))
             seen.clear()
         dtype = getattr(torch, settings["accumulate"])
         look = partial(observe, blocks, seen, parents, batch_size, dtype, room, where, everywhere)

@@ -11,7 +11,7 @@ from gramprune.errors import GrampruneError
 from gramprune.evaluation.perplexity import digest, perplexity, windows
 from gramprune.evaluation.record import write_evaluation
 from gramprune.model.loading import open_model, vocabulary_of
-from gramprune.stages.fetch import manifest_of
+from gramprune.model.manifest import manifest_of
 from gramprune.text.store import Documents
 from gramprune.text.tokens import Tokens
 

@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from gramprune.errors import GrampruneError
 from gramprune.model import source
 from gramprune.model.folder import fingerprint, read_config
 from gramprune.storage import files
@@ -40,14 +39,3 @@ def fetch_model(manifest: Path, folder: Path, settings: dict[str, Any], code: st
     found |= {"folder": str(folder), "fingerprint": fingerprint(Path(folder))}
     files.write_json(manifest, {**found, "settings": settings, "code": code})
     return f"{found['folder']}, fingerprint {found['fingerprint']}"
-
-
-def manifest_of(model: Path) -> dict[str, Any]:
-    """The manifest that `fetch_model` wrote. Raises GrampruneError if its folder is gone."""
-    manifest = files.read_json(model)
-    if not Path(manifest["folder"]).is_dir():
-        raise GrampruneError(
-            f"{model} says that the model is in {manifest['folder']}, which is not there any more; fetch it again "
-            f"with `snakemake --forcerun {model}`."
-        )
-    return manifest

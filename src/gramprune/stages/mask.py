@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from gramprune import machine
+from gramprune.model.manifest import manifest_of
 from gramprune.model.weights import Weights
 from gramprune.pruning.gram import layer_error
 from gramprune.pruning.masks import select_mask
 from gramprune.pruning.refine import refine_mask
-from gramprune.stages.fetch import manifest_of
 from gramprune.stages.pruned import (
     divided,
     each_linear,

@@ -11,7 +11,7 @@ from gramprune import machine
 from gramprune.errors import GrampruneError
 from gramprune.evaluation import zeroshot
 from gramprune.evaluation.record import write_evaluation
-from gramprune.stages.fetch import manifest_of
+from gramprune.model.manifest import manifest_of
 from gramprune.storage import files
 
 

@@ -9,12 +9,12 @@ from typing import Any
 from gramprune import machine
 from gramprune.errors import GrampruneError
 from gramprune.model import places
+from gramprune.model.manifest import manifest_of
 from gramprune.model.weights import Weights
 from gramprune.pruning.gram import layer_error
 from gramprune.pruning.joint import prune_weight
 from gramprune.pruning.numerics import finite
 from gramprune.pruning.updates import update_weight
-from gramprune.stages.fetch import manifest_of
 from gramprune.stages.pruned import (
     divided,
     each_linear,
