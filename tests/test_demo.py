@@ -54,7 +54,7 @@ def test_a_demo_model_is_an_ordinary_folder_as_planned_and_the_same_for_the_same
 def test_each_demo_is_trained_where_it_is_the_model_and_a_name_that_is_none_is_told_which_there_are(tmp_path, config):
     planned = Clone(tmp_path).planned(changed(config, lambda c: c.update(model=[*DEMOS])))
     assert planned["demo_model", None] == len(DEMOS) and not planned["fetch_model", None]
-    with pytest.raises(GrampruneError, match="trained here are demo, demo-experts, demo-mamba"):
+    with pytest.raises(GrampruneError, match="no model 'demo-expert' is trained here; did you mean 'demo-experts'"):
         checks.check(changed(config, lambda c: c.update(model="demo-expert")))
 
 

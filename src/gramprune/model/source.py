@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gramprune.errors import GrampruneError, first_line
+from gramprune.errors import GrampruneError, first_line, suggest
 from gramprune.model import folder as folders
 from gramprune.model.demo import DEMOS
 
@@ -23,16 +23,17 @@ def config(kind: str, source: str, revision: str | None) -> dict[str, Any]:
         if not Path(source).is_dir():
             raise GrampruneError(f"model: the folder {source} does not exist; give a model folder or a hub id.")
         return folders.read_config(Path(source))
+    if source.lower().startswith("demo") and "/" not in source:  # nobody's on the hub: do not wait for its network
+        raise GrampruneError(f"model: no model {source!r} is trained here; {suggest(source, DEMOS)}")
     from huggingface_hub import hf_hub_download
 
     try:
         path = Path(hf_hub_download(source, "config.json", revision=revision))
     except Exception as error:  # of a dozen kinds, by what is wrong with the name, the network or the rights
-        meant = f" The models that are trained here are {', '.join(DEMOS)}." if "demo" in source.lower() else ""
         raise GrampruneError(
             f"model: config.json of {source} (revision {revision or 'main'}) could not be fetched from the hub: "
             f"{first_line(error)} If it is a folder, it is not there; if a hub id, check the name, your network "
-            f"and, for gated models, `hf auth login`.{meant}"
+            "and, for gated models, `hf auth login`."
         ) from error
     return folders.read_config(path.parent)
 
