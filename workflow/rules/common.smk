@@ -3,7 +3,8 @@
 #   <results>/data/{dataset}.parquet, tasks/{tasks}.json    texts; items of tasks
 #   <results>/{model}/model.json, layout.json          which model; what can be pruned
 #   <results>/{model}/calibration.safetensors          tokens
-#   <results>/{model}/{trail}/block_007/…              inputs, gram, masks/{mask}, masks/{mask}+{refine}, weights
+#   <results>/{model}/{trail}/block_007/…              inputs, gram, masks/{mask}, masks/{mask}+{refine}, weights,
+#                                                      reconstructed
 #   <results>/{model}/{run}/checkpoint/                the pruned model
 #   <results>/{model}/{run}/evaluation/…               measured, for run `dense` too
 #
@@ -222,9 +223,30 @@ def final_mask(model, run, block):
 
 def pruned_block(model, run, block):
     """What a run makes of a block: weights, or its mask alone where nothing is updated."""
-    if not RUNS[run].updated:
-        return final_mask(model, run, block)
-    return block_path(model, run, block, "weights.safetensors")
+    if RUNS[run].reconstructed:
+        return block_path(model, run, block, "reconstructed.safetensors")
+    if RUNS[run].updated:
+        return block_path(model, run, block, "weights.safetensors")
+    return final_mask(model, run, block)
+
+
+def updated_block(w):
+    """What a run's block is before its reconstruction."""
+    if RUNS[w.run].updated:
+        return block_path(w.model, w.run, w.block, "weights.safetensors")
+    return final_mask(w.model, w.run, w.block)
+
+
+def inputs_of(w):
+    """The hidden states that enter a run's block."""
+    trail = trail_of(RUNS[w.run], int(w.block))
+    return block_path(w.model, trail, w.block, "inputs.safetensors")
+
+
+def aimed_at(w):
+    """The dense model's hidden states there, where a run's reconstruction aims at what they become."""
+    dense = block_path(w.model, "dense", w.block, "inputs.safetensors")
+    return dense if RUNS[w.run].follows_dense else []
 
 
 def patterns_of(w):
@@ -329,6 +351,10 @@ def every_metrics(w):
                 found += [
                     block_path(model, trail, block, f"{name}.json") for name in names
                 ]
-                if run.updated:
-                    found.append(block_path(model, run.name, block, "weights.json"))
+                made = {"weights": run.updated, "reconstructed": run.reconstructed}
+                found += [
+                    block_path(model, run.name, block, f"{name}.json")
+                    for name, whether in made.items()
+                    if whether
+                ]
     return list(dict.fromkeys(found))

@@ -85,8 +85,7 @@ def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Jo
 
 def _dense_blocks(settings: Settings, layout: dict[str, Any]) -> int:
     """How many blocks of the dense model are captured: only the first where nothing but chains begin there."""
-    whole = any(run.propagation == "dense" or run.retargeted for run in settings.runs)
-    return len(layout["blocks"]) if whole else 1
+    return len(layout["blocks"]) if any(run.sees_dense for run in settings.runs) else 1
 
 
 def _pruning(settings: Settings, model: str, layout: dict[str, Any], run: Run) -> dict[Key, Job]:
@@ -112,6 +111,11 @@ def _pruning(settings: Settings, model: str, layout: dict[str, Any], run: Run) -
             need, before = resources.update(layout, settings, block, recipe), last
             last = ("update", model, run.name, block)
             found[last] = Job(need, (before,))
+        if run.reconstructed:
+            trails = {trail: None, **({"dense": None} if run.follows_dense else {})}
+            before = [last, *(("capture", model, name, block) for name in trails)]
+            last = ("reconstruct", model, run.name, block)
+            found[last] = Job(resources.reconstruct(layout, settings, block, run), tuple(before))
         pruned.append(last)
     found["assemble", model, run.name] = Job(resources.assemble(layout, settings), tuple(pruned))
     return found

@@ -31,7 +31,7 @@ from gramprune.model.routing import all_experts
 from gramprune.pruning.numerics import finite
 from gramprune.stages.experts import fall_back
 from gramprune.stages.observe import Observed, observe, passes
-from gramprune.stages.pruned import dense_linear, pruned_linear, write_metrics
+from gramprune.stages.pruned import dense_linear, put_pruned, write_metrics
 from gramprune.storage import artifacts
 from gramprune.storage.artifacts import Artifact
 
@@ -71,14 +71,7 @@ def capture(
     about = {"model": fingerprint, "block": block, "batch_size": batch_size, "device": device}
     about |= {"trail": trail, "calibration": parents["tokens"].digest}
     blocks, keys = open_blocks(manifest["folder"], settings["dtype"], device)
-
-    def prune(parameter: str, values: Tensor) -> None:
-        for name, linear in parents["weights"].provenance["linears"].items() if weights is not None else ():
-            if linear["parameter"] == parameter:
-                new = pruned_linear(parents["weights"], keys.weights, name)[0]
-                part = rows_of_part(values, linear["part"], linear["parts"])
-                part.copy_(new.T if linear["transposed"] != linear["turned"] else new)
-
+    prune = partial(put_pruned, parents["weights"], keys.weights) if weights is not None else None
     with blocks.loaded(block if before is None else block - 1, prune):
         pairs = passes(blocks, parents["tokens"], parents.get("before"), batch_size, f"inputs of block {block}")
         states = (entered if before is None else left for entered, left in pairs)
