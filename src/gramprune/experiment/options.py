@@ -208,7 +208,9 @@ class BlockReconstruction(Section):
 
     method: Literal["block"]
     epochs: Positive = Field(8, description="Passes over the calibration sequences.")
-    learning_rate: AboveZero = Field(1e-3, description="Of Adam, at its highest.")
+    learning_rate: Literal["auto"] | AboveZero = Field(
+        "auto", description="Of Adam, at its highest; auto is a fiftieth of the size of a matrix' kept weights."
+    )
     batch_size: Positive = Field(8, description="Sequences per step.")
     held_out: Annotated[float, Field(gt=0, lt=1), AS_TEXT] = Field(
         0.1, description="Share of the sequences by which the best epoch is chosen; no step is made on them."
