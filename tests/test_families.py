@@ -18,6 +18,7 @@ from gramprune.stages.assemble import assemble
 from gramprune.stages.capture import capture
 from gramprune.stages.fetch import fetch_model
 from gramprune.stages.mask import mask_block
+from gramprune.stages.reconstruct import reconstruct_block
 from gramprune.stages.update import update_block
 from gramprune.storage import artifacts
 
@@ -182,7 +183,19 @@ def prune_in_stages(folder, tokens, run, work):
             mask_block(mask=None, output=mask, settings=here.mask_settings, **made, **common)
         if recipe.updated:
             update_block(mask=mask, output=weights, settings=here.update_settings, **made, **common)
-        pruned.append(weights if recipe.updated else mask)
+        last = weights if recipe.updated else mask
+        if recipe.reconstructed:
+            reconstruct_block(
+                inputs=at["inputs"],
+                dense=dense["inputs"] if recipe.follows_dense else None,
+                weights=last,
+                output=(last := work / f"{block}_reconstructed"),
+                block=block,
+                settings=recipe.reconstruct_settings,
+                batch_size=2,
+                **common,
+            )
+        pruned.append(last)
     settings = {"run": recipe.model_dump(), "patterns": [recipe.pattern_settings] * count}
     assemble(manifest, pruned, work / "checkpoint", settings, "code")
 

@@ -58,11 +58,13 @@ def assemble(
 
 
 def _stored(blocks: list[Artifact], dense: Weights) -> Iterator[tuple[str, Tensor]]:
-    """Place and pruned values, in the orientation of the file, one matrix at a time."""
+    """Place and new values, in the orientation of the file, one matrix at a time; a vector as a matrix of one row."""
     for block in blocks:
         for name, linear in block.provenance["linears"].items():
             new, _ = pruned_linear(block, dense, name)
             yield linear["place"], new.T if linear["transposed"] else new
+        for name, place in block.provenance.get("parameters", {}).items():
+            yield place, block.read(f"{name}.values")[None]
 
 
 def check_zeros(
@@ -72,8 +74,8 @@ def check_zeros(
 
     Zero must be what the mask prunes, which must be exactly the pattern. A kept weight may be zero too, if it was in
     the dense model or the update made it so: `kept_zeros` counts them. A linear that the run leaves dense must be as it
-    was. Raises GrampruneError otherwise. The files are found and read here without what wrote them: by the package
-    safetensors, from where transformers would load.
+    was, and other parameters as they were trained. Raises GrampruneError otherwise. The files are found and read here
+    without what wrote them: by the package safetensors, from where transformers would load.
     """
     counted = []
     for index, (block, asked) in enumerate(zip(blocks, patterns, strict=True)):
@@ -113,6 +115,13 @@ def check_zeros(
                     "kept_zeros": zeros - int((~mask).sum()),
                 }
             )
+        for name, place in block.provenance.get("parameters", {}).items():
+            found = torch.cat([_loaded(folder, key, start, stop)[::step] for key, start, stop, step in place])
+            if not torch.equal(found, block.read(f"{name}.values")[None]):
+                raise GrampruneError(
+                    f"block {index}, {name}: the checkpoint does not hold what the artifact {block.path} has: it is "
+                    "damaged; delete it to have it made again."
+                )
     return counted
 
 
@@ -125,6 +134,8 @@ def _loaded(folder: Path, key: str, start: int, stop: int) -> Tensor:
     if not (folder / name).exists():
         name = json.loads((folder / f"{name}.index.json").read_text())["weight_map"][key]
     found = safe_open(folder / name, "pt").get_slice(key)
+    if len(found.get_shape()) == 1:
+        return found[:][None]
     if len(found.get_shape()) == 2:
         return found[start:stop]
     each = found.get_shape()[1]
