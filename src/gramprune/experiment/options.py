@@ -207,7 +207,7 @@ class BlockReconstruction(Section):
     """Train the kept weights of every block by gradient, so that the block gives what the dense block gives."""
 
     method: Literal["block"]
-    epochs: Positive = Field(8, description="Passes over the calibration sequences.")
+    epochs: Positive = Field(5, description="Passes over the calibration sequences.")
     learning_rate: Literal["auto"] | AboveZero = Field(
         "auto", description="Of Adam, at its highest; auto is a fiftieth of the size of a matrix' kept weights."
     )

@@ -10,7 +10,13 @@ from typing import Any
 from gramprune.experiment import patterns
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "best": {"mask": "alps", "update": "exact", "target": "dense", "granularity": "matrix"},
+    "best": {
+        "mask": "alps",
+        "update": "exact",
+        "target": "dense",
+        "granularity": "matrix",
+        "reconstruct": "block",
+    },
     "fast": {"mask": "mrp", "update": "pcg"},
     "magnitude": {"mask": "magnitude"},
     "wanda": {"mask": "wanda"},
@@ -24,7 +30,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Keys of a run; keys that the run has itself stand before them."""
 
 SAID = {
-    "best": "ALPS's mask, the optimum under it, and the dense model as target; minutes per block on a CPU",
+    "best": "ALPS's mask, the optimum under it with the dense model as target, and blocks trained; minutes each",
     "fast": "MRP's mask and conjugate gradients towards its optimum; seconds per block",
 }
 

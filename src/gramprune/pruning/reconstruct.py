@@ -38,7 +38,7 @@ def train_kept(
     parameters: Sequence[Tensor],  # trained in place, float32 or float64
     masks: Sequence[Tensor | None],  # of each parameter, in its shape, True = kept; None: all of it is trained
     samples: int,  # sequences that there are
-    epochs: int = 8,
+    epochs: int = 5,
     learning_rate: float | str = "auto",  # at its highest; "auto" is `RELATIVE` of each matrix' kept weights
     batch_size: int = 8,  # sequences per step
     held_out: float = 0.1,  # share of the sequences
