@@ -15,14 +15,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import yaml  # comes with Snakemake
 
 from gramprune.report import read
 from gramprune.storage import files
 
+ROOT = Path(__file__).resolve().parents[1]
 RELEASED = "admm-released"
 RUNS = {
     "magnitude": {"recipe": "magnitude"},
