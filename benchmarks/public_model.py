@@ -109,9 +109,7 @@ def table(results: read.Results, patterns: list[str]) -> str:
     tasks = [name for name in rows["dense"] if name.startswith("acc_") and "stderr" not in name]
     heads = ["", *(f"{p}{what}" for p in patterns for what in ("", ", excess", ", hours", ", MiB", *tasks))]
     lines = [heads, ["---", *["--:"] * (len(heads) - 1)]]
-    lines.append(
-        ["dense", *(x for _ in patterns for x in (f"{dense:.2f}", "0", "", "", *accuracies(rows["dense"], tasks)))]
-    )
+    lines.append(["dense", *len(patterns) * [f"{dense:.2f}", "0", "", "", *accuracies(rows["dense"], tasks)]])
     for run in RUNS:
         cells = [run]
         for pattern in patterns:
