@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import yaml  # comes with Snakemake
 
-from gramprune.report import read
+from gramprune.report.read import Results, read
 from gramprune.storage import files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +65,7 @@ def main() -> None:
     ]
     if status := subprocess.run(command, cwd=ROOT).returncode:
         sys.exit(status)
-    print(table(read.read(arguments.results / "results"), arguments.patterns))
+    print(table(read(arguments.results / "results"), arguments.patterns))
 
 
 def experiment(arguments: argparse.Namespace) -> dict:
@@ -102,7 +102,7 @@ def without_granularity(run: dict, pattern: str) -> dict:
     return {key: value for key, value in run.items() if key != "granularity" or ":" not in pattern}
 
 
-def table(results: read.Results, patterns: list[str]) -> str:
+def table(results: Results, patterns: list[str]) -> str:
     """As Markdown."""
     rows = {row["run"]: row for row in results.rows}
     dense = rows["dense"]["perplexity_evaluation"]
@@ -130,7 +130,7 @@ def accuracies(row: dict, tasks: list[str]) -> list[str]:
     return [f"{100 * row[name]:.1f} %" for name in tasks]
 
 
-def peak(results: read.Results, run: str) -> int:
+def peak(results: Results, run: str) -> int:
     """MiB of the largest job in a run's own folder of logs."""
     records = (results.folder / "logs" / "model" / run).rglob("*.json")
     return max(files.read_json(path)["host_mb"] for path in records)
