@@ -20,7 +20,6 @@ from gramprune.experiment.countdown import Countdown
 from gramprune.storage import fingerprint, lock
 from gramprune.model import folder as model_folder
 from gramprune.model import layout
-from gramprune.model.layout import selected
 from gramprune import machine
 from gramprune.storage.fingerprint import canonical
 from gramprune.experiment import pipeline
@@ -200,6 +199,12 @@ def grams_of(w):
     return block_path(w.model, trail, w.block, "gram.safetensors")
 
 
+def shared_grams(w):
+    """The dense model's Gram matrices of all blocks that work with what this one prunes; none where nobody else does."""
+    blocks = pipeline.summed_over(LAYOUTS[w.model], int(w.block), SETTINGS.exclude)
+    return [block_path(w.model, "dense", block, "gram.safetensors") for block in blocks]
+
+
 def mask_of(w):
     """The mask of a run's block; none where one method chooses mask and weights together."""
     return [] if RUNS[w.run].joint else final_mask(w.model, w.run, w.block)
@@ -237,11 +242,9 @@ def pruned_blocks(w):
     return [pruned_block(w.model, w.run, block) for block in blocks_of(w.model)]
 
 
-def linears_of(w):
+def watched_in(w):
     """The linears of a block that are looked at."""
-    return selected(
-        LAYOUTS[w.model]["blocks"][int(w.block)]["linears"], SETTINGS.exclude
-    )
+    return pipeline.watched(LAYOUTS[w.model], w.trail, int(w.block), SETTINGS.exclude)
 
 
 def inputs_before(w):
@@ -258,6 +261,15 @@ def pruned_before(w):
     return (
         [] if w.trail == "dense" else pruned_block(w.model, w.trail, int(w.block) - 1)
     )
+
+
+def pruned_by_owners(w):
+    """What the run made of earlier blocks that prune what the block before works with; none on the dense trail."""
+    if w.trail == "dense":
+        return []
+    before = int(w.block) - 1
+    owners = pipeline.owners_of(LAYOUTS[w.model], before, SETTINGS.exclude)
+    return [pruned_block(w.model, w.trail, block) for block in owners]
 
 
 def aims_at_dense(w):
@@ -329,6 +341,8 @@ def every_metrics(w):
                 found += [
                     block_path(model, trail, block, f"{name}.json") for name in names
                 ]
+                if pipeline.shared_of(LAYOUTS[model], int(block), SETTINGS.exclude):
+                    found.append(block_path(model, "dense", block, "gram.json"))
                 if run.updated:
                     found.append(block_path(model, run.name, block, "weights.json"))
     return list(dict.fromkeys(found))

@@ -100,6 +100,7 @@ class Shape:
     experts: int = 1
     active: float = 1.0  # how many of the experts a token goes to
     grams: int = 1  # how many Gram matrices they have
+    uses: int = 1  # how many blocks work with it; their Gram matrices are summed
 
 
 def shapes(layout: dict[str, Any], settings: Settings, block: int) -> list[Shape]:
@@ -107,15 +108,24 @@ def shapes(layout: dict[str, Any], settings: Settings, block: int) -> list[Shape
     return [shape for shape in _named(layout, settings, block).values() for _ in range(shape.experts)]
 
 
+def watched(layout: dict[str, Any], settings: Settings, block: int) -> list[Shape]:
+    """The linears of a block whose inputs are looked at: those too that an earlier block prunes for it."""
+    shared = layout["blocks"][block]["shared"]
+    owners = {blocks[0] for blocks in shared.values()} - {block}
+    others = [shape for each in owners for name, shape in _named(layout, settings, each).items() if name in shared]
+    return shapes(layout, settings, block) + others
+
+
 def _named(layout: dict[str, Any], settings: Settings, block: int) -> dict[str, Shape]:
-    linears = layout["blocks"][block]["linears"]
+    linears, shared = layout["blocks"][block]["linears"], layout["blocks"][block]["shared"]
     every = settings.calibration.experts == "all"
     found = {}
     for name in selected(linears, settings.exclude):
         shape = Shape(**linears[name])
         alike = every and shape.columns == layout["width"]  # all experts' inputs are all hidden states
         active = shape.experts if every else shape.active
-        found[name] = replace(shape, active=active, grams=1 if alike else shape.experts)
+        uses = len(shared.get(name, [block]))
+        found[name] = replace(shape, active=active, grams=1 if alike else shape.experts, uses=uses)
     return found
 
 
@@ -179,7 +189,7 @@ def hidden_bytes(layout: dict[str, Any], settings: Settings) -> float:
 
 def gram_bytes(layout: dict[str, Any], settings: Settings, block: int, crossed: bool = False) -> float:
     """The Gram matrices of a block, as stored; with cross-Gram matrices if `crossed`."""
-    return 4.0 * (1 + crossed) * sum(n * n for n in inputs(shapes(layout, settings, block)))
+    return 4.0 * (1 + crossed) * sum(n * n for n in inputs(watched(layout, settings, block)))
 
 
 def width(layout: dict[str, Any], settings: Settings) -> int:
@@ -189,7 +199,7 @@ def width(layout: dict[str, Any], settings: Settings) -> int:
 
 def capture(layout: dict[str, Any], settings: Settings, block: int, crossed: bool = False) -> Need:
     """Hidden states and Gram matrices of a block: passes of one or two blocks, and XᵀX of every distinct input."""
-    linears, size = shapes(layout, settings, block), width(layout, settings)
+    linears, size = watched(layout, settings, block), width(layout, settings)
     widths, parameters = inputs(linears), max(b["parameters"] for b in layout["blocks"][max(0, block - 1) : block + 1])
     batch = settings.batch_size * settings.calibration.length
     # Hidden states in and out, distinct inputs, what linears give; and one input in the Gram matrix's dtype.
@@ -285,24 +295,25 @@ def method(
     linears, size = [shape for shape, _ in chosen], BYTES[recipe.precision]
     if not linears:  # the block stays dense
         return Need(TORCH, accelerated=True)
-    squares = [n * n for n in inputs(linears)]
+    distinct = {(linear.input, linear.uses): linear for linear in linears}.values()
     elements = [linear.rows * linear.columns for linear in linears]
-    read = 4.0 * sum(squares) * (1 + recipe.retargeted) + BYTES[layout["dtype"]] * sum(elements)
+    squares = sum(linear.uses * linear.grams * linear.columns**2 for linear in distinct)
+    read = 4.0 * squares * (1 + recipe.retargeted) + BYTES[layout["dtype"]] * sum(elements)
     written = sum(elements) / 8 + weights * BYTES[layout["dtype"]] * sum(elements)
     return Need(
         TORCH,
         tensors=size
         * max(
-            (1 + cost.grams + 2 * recipe.retargeted) * linear.columns**2
+            (1 + max(cost.grams, linear.uses > 1) + 2 * recipe.retargeted) * linear.columns**2
             + (1 + cost.weights) * linear.rows * linear.columns
             for linear in linears
         )
         + BATCH * cost.batch,
-        staging=size * (max(squares) + max(elements)),
+        staging=size * (max(linear.columns for linear in linears) ** 2 + max(elements)),
         disk=written,
         scratch=written,
         read=read,
-        full=cost.cubes * sum(n**3 for n in inputs(linears))
+        full=cost.cubes * sum(linear.grams * linear.columns**3 for linear in distinct)
         + sum(
             linear.rows
             * (

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
@@ -50,14 +50,16 @@ def capture(
     trail: str,
     block: int,
     labels: dict[str, str],  # what the metrics are found by
-    settings: dict[str, Any],  # dtype, accumulate, experts, min_tokens, linears
+    settings: dict[str, Any],  # dtype, accumulate, experts, min_tokens, linears, shared
     code: str,
     device: str,
     batch_size: int,  # sequences
     room: int,  # bytes of Gram matrices that are summed at a time
+    owners: Iterable[Path] = (),  # what the run made of earlier blocks that prune for the one before
 ) -> str:
     """Write the hidden states that enter `block`, and the Gram matrices of its linears; return the speed for people.
 
+    settings["shared"]: of linears that several blocks work with, the numbers of all of them; nothing if there are none.
     Raises GrampruneError for activations that are not finite, and for artifacts of another model or block.
     """
     started, device = time.monotonic(), machine.device(device)
@@ -68,14 +70,18 @@ def capture(
         parents["before"] = artifacts.read(before, stage="inputs", model=fingerprint, block=block - 1)
     if weights is not None:
         parents["weights"] = artifacts.read(weights, model=fingerprint, block=block - 1)
+    for each in (artifacts.read(path, model=fingerprint) for path in owners):
+        parents[f"weights_{each.provenance['block']:03d}"] = each
+    pruned = [artifact for name, artifact in parents.items() if name.startswith("weights")]
     about = {"model": fingerprint, "block": block, "batch_size": batch_size, "device": device}
     about |= {"trail": trail, "calibration": parents["tokens"].digest}
     blocks, keys = open_blocks(manifest["folder"], settings["dtype"], device)
 
     def prune(parameter: str, values: Tensor) -> None:
-        for name, linear in parents["weights"].provenance["linears"].items() if weights is not None else ():
-            if linear["parameter"] == parameter:
-                new = pruned_linear(parents["weights"], keys.weights, name)[0]
+        for artifact, name, linear in ((a, *found) for a in pruned for found in a.provenance["linears"].items()):
+            there = block - 1 in (artifact.provenance["block"], *linear.get("shared", ()))
+            if linear["parameter"] == parameter and there:
+                new = pruned_linear(artifact, keys.weights, name)[0]
                 part = rows_of_part(values, linear["part"], linear["parts"])
                 part.copy_(new.T if linear["transposed"] != linear["turned"] else new)
 
@@ -100,6 +106,8 @@ def capture(
         look = partial(observe, blocks, seen, parents, batch_size, dtype, room, where, everywhere)
         first = look()
         described = _describe(module, seen, first, keys, f"{blocks.prefix}.{block}", where)
+        for name, all_blocks in settings.get("shared", {}).items():
+            described[name]["shared"] = all_blocks
         stand_ins = fall_back(described, blocks.width, settings["min_tokens"], where)
         unseen = sorted(wanted - {name_of(linear["parameter"]) for linear in described.values()})
         if unseen:
