@@ -221,8 +221,9 @@ class _Skip(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._owner._members is None:
-            self._owner._loaded(hidden_states, *args, **kwargs)  # its hook notes what it returns
-        members = self._owner._members
+            with suppress(Exception):  # of a block that wants to know where it stands; then it is taken for a tensor
+                self._owner._loaded(hidden_states, *args, **kwargs)  # its hook notes what it returns
+        members = self._owner._members or 0
         others = self._owner.instead or [None] * (members - 1)
         return (hidden_states, *others) if members else hidden_states
 
