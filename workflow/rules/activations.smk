@@ -39,7 +39,7 @@ rule capture:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
     resources:
-        **needs(resources.capture, block_number, aims_at_dense),
+        **needs(resources.capture, block_number, aims_at_dense, is_dense),
     params:
         settings=lambda w: canonical({**SETTINGS.capture_settings, **watched_in(w)}),
         code=code("stages.capture"),

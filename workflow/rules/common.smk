@@ -256,6 +256,10 @@ def inputs_before(w):
     return block_path(w.model, trail, before, "inputs.safetensors")
 
 
+def is_dense(w):
+    return w.trail == "dense"
+
+
 def pruned_before(w):
     """What the run made of the block before; none on the dense trail."""
     return (

@@ -112,7 +112,7 @@ def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Jo
 
 
 def _dense_blocks(settings: Settings, layout: dict[str, Any]) -> int:
-    """How many blocks of the dense model are captured: for chains the first, and all up to the last that shares."""
+    """How many blocks of the dense model are captured: for chains the first, or all up to the last that shares."""
     count = len(layout["blocks"])
     if any(run.propagation == "dense" or run.retargeted for run in settings.runs):
         return count
@@ -132,7 +132,7 @@ def _pruning(settings: Settings, model: str, layout: dict[str, Any], run: Run) -
             before = [("capture", model, trail_of(run, block - 1), block - 1), pruned[-1]]
             before += [pruned[owner] for owner in owners_of(layout, block - 1, settings.exclude)]
             dense = [("capture", model, "dense", block)] * run.retargeted
-            found[last] = Job(resources.capture(layout, settings, block, run.retargeted), (*before, *dense))
+            found[last] = Job(resources.capture(layout, settings, block, run.retargeted, False), (*before, *dense))
         if not run.joint:
             need, before = resources.mask(layout, settings, block, recipe), last
             last = ("mask", model, trail, block, recipe.mask_slug)

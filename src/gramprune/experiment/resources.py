@@ -108,8 +108,10 @@ def shapes(layout: dict[str, Any], settings: Settings, block: int) -> list[Shape
     return [shape for shape in _named(layout, settings, block).values() for _ in range(shape.experts)]
 
 
-def watched(layout: dict[str, Any], settings: Settings, block: int) -> list[Shape]:
-    """The linears of a block whose inputs are looked at: those too that an earlier block prunes for it."""
+def watched(layout: dict[str, Any], settings: Settings, block: int, dense: bool = True) -> list[Shape]:
+    """The linears of a block whose inputs are looked at; what several blocks work with only in the dense model."""
+    if not dense:
+        return [shape for shape in shapes(layout, settings, block) if shape.uses == 1]
     shared = layout["blocks"][block]["shared"]
     owners = {blocks[0] for blocks in shared.values()} - {block}
     others = [shape for each in owners for name, shape in _named(layout, settings, each).items() if name in shared]
@@ -187,9 +189,11 @@ def hidden_bytes(layout: dict[str, Any], settings: Settings) -> float:
     return tokens(settings) * layout["flow"] * width(layout, settings)
 
 
-def gram_bytes(layout: dict[str, Any], settings: Settings, block: int, crossed: bool = False) -> float:
-    """The Gram matrices of a block, as stored; with cross-Gram matrices if `crossed`."""
-    return 4.0 * (1 + crossed) * sum(n * n for n in inputs(watched(layout, settings, block)))
+def gram_bytes(
+    layout: dict[str, Any], settings: Settings, block: int, crossed: bool = False, dense: bool = True
+) -> float:
+    """The Gram matrices of a block, as stored, of the dense model or a run; with cross-Gram matrices if `crossed`."""
+    return 4.0 * (1 + crossed) * sum(n * n for n in inputs(watched(layout, settings, block, dense)))
 
 
 def width(layout: dict[str, Any], settings: Settings) -> int:
@@ -197,20 +201,24 @@ def width(layout: dict[str, Any], settings: Settings) -> int:
     return BYTES[layout["dtype"] if settings.dtype == "auto" else settings.dtype]
 
 
-def capture(layout: dict[str, Any], settings: Settings, block: int, crossed: bool = False) -> Need:
-    """Hidden states and Gram matrices of a block: passes of one or two blocks, and XᵀX of every distinct input."""
-    linears, size = watched(layout, settings, block), width(layout, settings)
-    widths, parameters = inputs(linears), max(b["parameters"] for b in layout["blocks"][max(0, block - 1) : block + 1])
+def capture(layout: dict[str, Any], settings: Settings, block: int, crossed: bool = False, dense: bool = True) -> Need:
+    """Hidden states and Gram matrices of a block: passes of one or two blocks, and XᵀX of every distinct input.
+
+    dense: of the dense model, not of a run.
+    """
+    linears, size = watched(layout, settings, block, dense), width(layout, settings)
+    widths = inputs(linears) or [0]  # all of a block's may be excluded
+    parameters = max(b["parameters"] for b in layout["blocks"][max(0, block - 1) : block + 1])
     batch = settings.batch_size * settings.calibration.length
     # Hidden states in and out, distinct inputs, what linears give; and one input in the Gram matrix's dtype.
     given = sum(linear.rows * linear.active / linear.experts for linear in linears)
     seen = sum(s.active * s.columns for s in {linear.input: linear for linear in linears}.values())
     per_token = size * (2 * layout["width"] + seen * (1 + crossed) + given)
     summed = BYTES[settings.calibration.accumulate] * (1 + crossed)
-    grams = gram_bytes(layout, settings, block, crossed)
+    grams = gram_bytes(layout, settings, block, crossed, dense)
     every = summed * sum(n * n for n in widths)
     held = min(every, max(GIB * settings.calibration.gram_memory, summed * max(widths) ** 2))
-    passes = (1 if block == 0 else 2) + crossed + ceil(every / held) - 1
+    passes = (1 if block == 0 else 2) + crossed + (ceil(every / held) - 1 if held else 0)
     hidden = hidden_bytes(layout, settings)
     return Need(
         TRANSFORMERS,
@@ -272,7 +280,7 @@ def refine(layout: dict[str, Any], settings: Settings, block: int, recipe: Run) 
     if cost.batch and recipe.granularity == "matrix":  # across rows: the state of all, and turns; estimated
         cost = replace(cost, weights=cost.weights + 2, passes=1.4 * cost.passes, systems=3 * cost.systems)
     if recipe.refine_module == "refine.sparseswaps":
-        cost = replace(cost, passes=SWAPS * max(inputs(shapes(layout, settings, block))) * cost.passes)
+        cost = replace(cost, passes=SWAPS * max(inputs(shapes(layout, settings, block)), default=0) * cost.passes)
     return method(layout, settings, block, recipe, cost, weights=False)
 
 

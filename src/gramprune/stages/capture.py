@@ -3,7 +3,8 @@
 Two passes over the calibration tokens, each with one block in memory: the block before, as the run left it, gives
 the hidden states that enter this block; then this block, still dense, shows what enters its linears. Hidden states
 stream from file to file, so memory does not grow with the number of samples or blocks. For runs that aim at the dense
-model's outputs the second pass also sees what enters the same block of the dense model.
+model's outputs the second pass also sees what enters the same block of the dense model. What an earlier block prunes
+for this one too is pruned where the block after asks for its outputs, and dense while its linears are looked at.
 """
 
 from __future__ import annotations

@@ -110,11 +110,9 @@ def each_linear(
     having: dict[tuple, list[str]] = defaultdict(list)
     for name in linears:
         having[grams.terms(name)].append(name)
-    for terms in sorted(having):
-        names = having[terms]
-        first = linears[names[0]]
+    for terms, names in sorted(having.items()):
+        first, where = linears[names[0]], f"block {block}, {names[0]}"
         sums = grams.read(terms, ".sum", device, dtype)
-        where = f"block {block}, {names[0]}"
         gram = Gram(grams.read(terms, "", device, dtype), where, sums, _tokens(grams, names[0]))
         # A token may go to other experts in the dense model; what several blocks share sees the dense model's inputs.
         aims = target["method"] == "dense" and first["part"] is None and "shared" not in first
