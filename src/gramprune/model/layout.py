@@ -3,7 +3,7 @@
 The model is built without weights; one block of each kind works on a few tokens with made-up values, which tells
 whether it can, which of its matrices are multiplied with something, and which of them see the same input and so share
 a Gram matrix.
-Costs a second or two, and the memory of one matrix, for a model of any size.
+Costs a second or two, and the memory of one matrix, for a model of any size; where blocks share matrices, a second for each of them.
 """
 
 from __future__ import annotations
@@ -78,16 +78,20 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
         raise
     except Exception as error:  # of a dozen kinds, by family and by what is wrong
         raise GrampruneError(unknown(config, error)) from error
-    kinds: dict[str, dict[str, Any]] = {}
+    kinds: dict[tuple[str, int | None], dict[str, Any]] = {}
+    known: set[str] = set()
     described: list[dict[str, Any]] = []
     flow: dict[str, Any] = {}
     common = _common(blocks)
     fixed = {place for places in common.values() if not _is_one_matrix(blocks, places) for place in places}
     for index in range(len(blocks)):
-        kind = f"{_kind(blocks[index])} {index if blocks.shared(index) else ''}"  # each may work with a part of it
+        alike = f"{_kind(blocks[index])} {[*blocks.shared(index)]}"
+        kind = alike, index if blocks.shared(index) else None  # each may work with another part of what is shared
         if kind not in kinds:
             try:
-                kinds[kind], flow = _tried(blocks, index, flow, {name for place, name in fixed if place == index})
+                unwanted = {name for place, name in fixed if place == index}
+                kinds[kind], flow = _tried(blocks, index, flow, unwanted, quick=alike in known)
+                known.add(alike)
             except GrampruneError:
                 raise
             except Exception as error:  # whatever its code does
@@ -204,10 +208,15 @@ def _give_to_one(blocks: Any, described: list[dict[str, Any]], places: list[tupl
             block["dense"].pop(name, None)
 
 
-def _tried(blocks: Any, index: int, flow: dict[str, Any], fixed: set[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _tried(
+    blocks: Any,
+    index: int,
+    flow: dict[str, Any],  # what earlier blocks have left
+    fixed: set[str],  # parameters that stay dense, whatever they do
+    quick: bool,  # one like it was tried before: products are only looked at, not computed
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a block consists of, seen while it works on a few tokens, and what it leaves for later ones.
 
-    flow: what earlier blocks have left. fixed: parameters that stay dense, whatever they do.
     Two sequences that differ in their last token must give the same before it: else the model is no language model.
     Raises whatever the block raises.
     """
@@ -221,15 +230,11 @@ def _tried(blocks: Any, index: int, flow: dict[str, Any], fixed: set[str]) -> tu
     unwanted = set(map(name_of, fixed))
     hidden = torch.randn(2, TRIED, *blocks.shape, generator=torch.Generator().manual_seed(0))
     hidden[1, :-1] = hidden[0, :-1]
-    with blocks.loaded(index) as block, Products(block, lambda name: name not in unwanted) as seen:
+    with blocks.loaded(index) as block, Products(block, lambda name: name not in unwanted, not quick) as seen:
         _, left = blocks.forward(torch.zeros(2, TRIED, dtype=torch.int64), {**flow, HIDDEN: hidden})
-    one, other = left[HIDDEN][:, :-1].nan_to_num()
-    if not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max())):
-        raise GrampruneError(
-            f"model type {blocks.kind}: in block {index} a later token changes what earlier ones give, as in an "
-            "encoder or a prefix seen as a whole: it is not a causal language model; give a model that continues text."
-        )
-    if index:
+    if not quick:
+        _refuse_foresight(blocks, index, left[HIDDEN])
+    if index and not quick:
         _refuse_hidden_gifts(blocks, index, flow | {HIDDEN: hidden}, left[HIDDEN])
     linears = _linears(seen, tokens=2 * TRIED)
     experts = max((linear.get("experts", 1) for linear in linears.values()), default=1)
@@ -255,6 +260,18 @@ def _can_send_all(blocks: Any, index: int, experts: int, flow: dict[str, Any]) -
         blocks.forward(tokens, flow)
     went = [sum(map(len, seen.inputs[name])) for name, matrix in seen.matrices.items() if matrix.part is not None]
     return bool(went) and {*went} == {tokens.numel()}
+
+
+def _refuse_foresight(blocks: Any, index: int, left: Any) -> None:
+    """Raises GrampruneError if two sequences that differ in their last token differ before it."""
+    import torch
+
+    one, other = left[:, :-1].nan_to_num()
+    if not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max())):
+        raise GrampruneError(
+            f"model type {blocks.kind}: in block {index} a later token changes what earlier ones give, as in an "
+            "encoder or a prefix seen as a whole: it is not a causal language model; give a model that continues text."
+        )
 
 
 def _refuse_hidden_gifts(blocks: Any, index: int, flow: dict[str, Any], left: Any) -> None:
