@@ -3,7 +3,8 @@
 The model is built without weights; one block of each kind works on a few tokens with made-up values, which tells
 whether it can, which of its matrices are multiplied with something, and which of them see the same input and so share
 a Gram matrix.
-Costs a second or two, and the memory of one matrix, for a model of any size; where blocks share matrices, a second for each of them.
+Costs a second or two, and the memory of one matrix, for a model of any size; where blocks share matrices, about as
+much for each of them.
 """
 
 from __future__ import annotations
