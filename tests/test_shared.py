@@ -133,6 +133,13 @@ def zamba(config, tokenizer, tmp_path_factory):
         {"name": "aimed", **RUNS["chain"], "refine": "sparseswaps", "target": "dense"},
         {"name": "apart", "sparsity": "2:4", "mask": "admm", "update": "joint", "propagation": "dense"},
     ]
+    runs.append(
+        {
+            "name": "trained",
+            **RUNS["chain"],
+            "reconstruct": {"method": "block", "epochs": 2, "train": ["weights", "norms"]},
+        }
+    )
     clone.write({**config, "model": str(folder / "model"), "runs": runs})
     clone.run()
     return clone
@@ -145,7 +152,7 @@ def test_the_workflow_prunes_them_as_it_is_done_in_memory(zamba, config):
     settings = yaml.safe_load((zamba.folder / "config.yaml").read_text())
     with safe_open(results / "model/calibration.safetensors", "pt") as file:
         calibration = file.get_tensor("tokens")
-    for run in settings["runs"]:
+    for run in settings["runs"][:3]:
         found = load(results / "model" / run["name"] / "checkpoint").state_dict()
         expected = prune_in_memory(zamba.folder.parent / "model", calibration, run, config["batch_size"]).state_dict()
         assert all(torch.equal(value, expected[key]) for key, value in found.items()), run["name"]
@@ -159,7 +166,24 @@ def test_the_workflow_prunes_them_as_it_is_done_in_memory(zamba, config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("only", [None, "chain"])
+def test_the_reconstruction_of_a_block_leaves_what_others_share_with_it(zamba):
+    chain, trained = (load(zamba.folder / "results/model" / run / "checkpoint") for run in ("chain", "trained"))
+    others = trained.state_dict()
+    same = {name for name, value in chain.state_dict().items() if torch.equal(value, others[name])}
+    first, _, again = ({name for name, _ in block.named_parameters()} for block in block_list(chain))
+    shared = {name for name in first & again if chain.all_tied_weights_keys.get(f"model.layers.2.{name}")}
+    moved = {name.removeprefix("model.layers.0.") for name in set(others) - same}
+    assert shared and "linear.weight" in moved
+    assert not {name for name in moved if name in shared and "adapter" not in name}
+    made = artifacts.read(zamba.folder / "results/model/trained/block_000/reconstructed.safetensors")
+    assert "mamba_decoder.input_layernorm.weight" in made.provenance["parameters"]
+    assert not [name for name in made.provenance["parameters"] if name.startswith("shared_transformer")]
+    kept = trained.get_submodule("model.layers.0.shared_transformer.feed_forward.down_proj").weight
+    assert 2 * int((kept == 0).sum()) == kept.numel()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("only", [None, "chain", "trained"])
 def test_the_plan_has_the_jobs_of_the_workflow_and_they_come_after_those_they_wait_for(zamba, only, monkeypatch):
     config = yaml.safe_load((zamba.folder / "config.yaml").read_text()) | {"results": "elsewhere"}
     config["runs"] = [run for run in config["runs"] if only in (None, run["name"])]

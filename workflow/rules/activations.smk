@@ -27,7 +27,7 @@ rule capture:
         tokens="<results>/{model}/calibration.safetensors",
         before=inputs_before,
         weights=pruned_before,
-        owners=pruned_by_owners,
+        owners=owners_before,
         dense=dense_inputs,
     output:
         inputs=passing("<results>/{model}/{trail}/block_{block}/inputs.safetensors"),

@@ -3,7 +3,8 @@
 #   <results>/data/{dataset}.parquet, tasks/{tasks}.json    texts; items of tasks
 #   <results>/{model}/model.json, layout.json          which model; what can be pruned
 #   <results>/{model}/calibration.safetensors          tokens
-#   <results>/{model}/{trail}/block_007/…              inputs, gram, masks/{mask}, masks/{mask}+{refine}, weights
+#   <results>/{model}/{trail}/block_007/…              inputs, gram, masks/{mask}, masks/{mask}+{refine}, weights,
+#                                                      reconstructed
 #   <results>/{model}/{run}/checkpoint/                the pruned model
 #   <results>/{model}/{run}/evaluation/…               measured, for run `dense` too
 #
@@ -227,9 +228,30 @@ def final_mask(model, run, block):
 
 def pruned_block(model, run, block):
     """What a run makes of a block: weights, or its mask alone where nothing is updated."""
-    if not RUNS[run].updated:
-        return final_mask(model, run, block)
-    return block_path(model, run, block, "weights.safetensors")
+    if RUNS[run].reconstructed:
+        return block_path(model, run, block, "reconstructed.safetensors")
+    if RUNS[run].updated:
+        return block_path(model, run, block, "weights.safetensors")
+    return final_mask(model, run, block)
+
+
+def updated_block(w):
+    """What a run's block is before its reconstruction."""
+    if RUNS[w.run].updated:
+        return block_path(w.model, w.run, w.block, "weights.safetensors")
+    return final_mask(w.model, w.run, w.block)
+
+
+def inputs_of(w):
+    """The hidden states that enter a run's block."""
+    trail = trail_of(RUNS[w.run], int(w.block))
+    return block_path(w.model, trail, w.block, "inputs.safetensors")
+
+
+def aimed_at(w):
+    """The dense model's hidden states there, where a run's reconstruction aims at what they become."""
+    dense = block_path(w.model, "dense", w.block, "inputs.safetensors")
+    return dense if RUNS[w.run].follows_dense else []
 
 
 def patterns_of(w):
@@ -267,13 +289,17 @@ def pruned_before(w):
     )
 
 
-def pruned_by_owners(w):
-    """What the run made of earlier blocks that prune what the block before works with; none on the dense trail."""
+def pruned_owners(model, run, block):
+    """What a run made of earlier blocks that prune what this one works with."""
+    owners = pipeline.owners_of(LAYOUTS[model], int(block), SETTINGS.exclude)
+    return [pruned_block(model, run, owner) for owner in owners]
+
+
+def owners_before(w):
+    """The same of the block before; none on the dense trail."""
     if w.trail == "dense":
         return []
-    before = int(w.block) - 1
-    owners = pipeline.owners_of(LAYOUTS[w.model], before, SETTINGS.exclude)
-    return [pruned_block(w.model, w.trail, block) for block in owners]
+    return pruned_owners(w.model, w.trail, int(w.block) - 1)
 
 
 def aims_at_dense(w):
@@ -347,6 +373,10 @@ def every_metrics(w):
                 ]
                 if pipeline.shared_of(LAYOUTS[model], int(block), SETTINGS.exclude):
                     found.append(block_path(model, "dense", block, "gram.json"))
-                if run.updated:
-                    found.append(block_path(model, run.name, block, "weights.json"))
+                made = {"weights": run.updated, "reconstructed": run.reconstructed}
+                found += [
+                    block_path(model, run.name, block, f"{name}.json")
+                    for name, whether in made.items()
+                    if whether
+                ]
     return list(dict.fromkeys(found))

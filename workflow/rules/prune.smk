@@ -1,4 +1,4 @@
-# Masks, better masks, and the weights under them. All three are independent: they see weights and Gram matrices.
+# Masks, better masks, and the weights under them, which see weights and Gram matrices alone; then the whole block.
 
 
 rule mask:
@@ -74,3 +74,30 @@ rule update:
         code=lambda w: code("stages.update", f"pruning.{RUNS[w.run].update_module}"),
     script:
         "../scripts/update.py"
+
+
+rule reconstruct:
+    input:
+        model="<results>/{model}/model.json",
+        tokens="<results>/{model}/calibration.safetensors",
+        inputs=inputs_of,
+        dense=aimed_at,
+        weights=updated_block,
+        owners=lambda w: pruned_owners(w.model, w.run, w.block),
+    output:
+        weights=scratch(
+            "<results>/{model}/{run}/block_{block}/reconstructed.safetensors"
+        ),
+        metrics="<results>/{model}/{run}/block_{block}/reconstructed.json",
+    log:
+        "<results>/logs/{model}/{run}/block_{block}/reconstruct.log",
+    conda:
+        "../envs/gramprune.yaml"
+    threads: SETTINGS.threads
+    resources:
+        **needs(resources.reconstruct, block_number, lambda w: RUNS[w.run]),
+    params:
+        settings=lambda w: canonical(RUNS[w.run].reconstruct_settings),
+        code=code("stages.reconstruct"),
+    script:
+        "../scripts/reconstruct.py"

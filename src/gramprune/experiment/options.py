@@ -197,6 +197,35 @@ class Joint(Section):
     method: Literal["joint"]
 
 
+class NoReconstruction(Section):
+    """The block stays as mask and update have left it."""
+
+    method: Literal["none"]
+
+
+class BlockReconstruction(Section):
+    """Train the kept weights of every block by gradient, so that the block gives what the dense block gives."""
+
+    method: Literal["block"]
+    epochs: Positive = Field(8, description="Passes over the calibration sequences.")
+    learning_rate: AboveZero = Field(1e-3, description="Of Adam, at its highest.")
+    batch_size: Positive = Field(8, description="Sequences per step.")
+    held_out: Annotated[float, Field(gt=0, lt=1), AS_TEXT] = Field(
+        0.1, description="Share of the sequences by which the best epoch is chosen; no step is made on them."
+    )
+    region: Literal["block", "halves"] = Field(
+        "block", description="What is to give the same: the block, or its attention and its MLP apart."
+    )
+    target: Literal["own", "dense"] = Field(
+        "dense",
+        description="The same as what: the dense block on the inputs that this run's block sees, or on the dense "
+        "model's, so that it makes up for the blocks before too.",
+    )
+    train: list[Literal["weights", "norms", "biases"]] = Field(
+        ["weights"], min_length=1, description="What is trained: kept weights, norms, biases. A list is no sweep here."
+    )
+
+
 class OwnTarget(Section):
     """Every linear is to give what its dense weights give on the inputs that it sees."""
 
@@ -233,6 +262,7 @@ METHODS: dict[str, tuple[type[Section], ...]] = {
     "refine": (NoRefinement, SparseSwaps, DsNot, ReoptimisedSwaps),
     "update": (NoUpdate, Admm, SparseGpt, Mrp, Pcg, Exact, Joint),
     "target": (OwnTarget, DenseTarget),
+    "reconstruct": (NoReconstruction, BlockReconstruction),
 }
 """By the run's key that chooses one."""
 
@@ -240,4 +270,5 @@ MaskMethod = _one_of(*METHODS["mask"])
 RefineMethod = _one_of(*METHODS["refine"])
 UpdateMethod = _one_of(*METHODS["update"])
 Target = _one_of(*METHODS["target"])
+ReconstructMethod = _one_of(*METHODS["reconstruct"])
 JOINT = {"admm", "alps", "sparsegpt"}  # masks whose method makes weights too

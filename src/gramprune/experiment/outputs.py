@@ -18,7 +18,7 @@ def stem(key: tuple[Any, ...]) -> str:
             return f"data/{name}"
         case "fetch_tasks", [name]:
             return f"data/tasks/{name}"
-        case "capture" | "update", [model, trail, block]:
+        case "capture" | "update" | "reconstruct", [model, trail, block]:
             return f"{model}/{trail}/{_block(block)}/{stage}"
         case "mask" | "refine", [model, trail, block, name]:
             return f"{model}/{trail}/{_block(block)}/{stage}_{name}"
@@ -45,6 +45,8 @@ def made(key: tuple[Any, ...]) -> list[str]:
             return [f"{model}/{trail}/{_block(block)}/masks/{name}" for name in _both(name)]
         case "update", [model, run, block]:
             return [f"{model}/{run}/{_block(block)}/{name}" for name in _both("weights")]
+        case "reconstruct", [model, run, block]:
+            return [f"{model}/{run}/{_block(block)}/{name}" for name in _both("reconstructed")]
         case "assemble", [model, run]:
             return [f"{model}/{run}/checkpoint", f"{model}/{run}/.gramprune"]
         case "perplexity" | "tasks", [model, run, name]:

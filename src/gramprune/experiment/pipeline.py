@@ -114,7 +114,7 @@ def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Jo
 def _dense_blocks(settings: Settings, layout: dict[str, Any]) -> int:
     """How many blocks of the dense model are captured: for chains the first, or all up to the last that shares."""
     count = len(layout["blocks"])
-    if any(run.propagation == "dense" or run.retargeted for run in settings.runs):
+    if any(run.sees_dense for run in settings.runs):
         return count
     return 1 + max((each for block in range(count) for each in summed_over(layout, block, settings.exclude)), default=0)
 
@@ -145,6 +145,12 @@ def _pruning(settings: Settings, model: str, layout: dict[str, Any], run: Run) -
             need, before = resources.update(layout, settings, block, recipe), last
             last = ("update", model, run.name, block)
             found[last] = Job(need, (before, *shared))
+        if run.reconstructed:
+            trails = {trail: None, **({"dense": None} if run.follows_dense else {})}
+            before = [last, *(("capture", model, name, block) for name in trails)]
+            before += [pruned[owner] for owner in owners_of(layout, block, settings.exclude)]
+            last = ("reconstruct", model, run.name, block)
+            found[last] = Job(resources.reconstruct(layout, settings, block, run), tuple(before))
         pruned.append(last)
     found["assemble", model, run.name] = Job(resources.assemble(layout, settings), tuple(pruned))
     return found

@@ -335,6 +335,33 @@ def method(
     )
 
 
+def reconstruct(layout: dict[str, Any], settings: Settings, block: int, recipe: Run) -> Need:
+    """Training of a block's kept weights."""
+    linears, parameters = shapes(layout, settings, block), layout["blocks"][block]["parameters"]
+    options, count = recipe.reconstruct, tokens(settings)
+    # What backpropagation keeps of a token: inputs and outputs of linears, and about as much of what is between.
+    kept = 2 * sum(s.active / s.experts * (s.rows + s.columns) for s in linears) + 8 * layout["width"]
+    weights = sum(linear.rows * linear.columns for linear in linears)
+    aims, size = 4.0 * count * layout["flow"], BYTES[layout["dtype"]]
+    trained = 3 * options.epochs * (1 - options.held_out) + (options.epochs + 1) * options.held_out
+    at_once = min(settings.batch_size, options.batch_size, settings.calibration.samples)
+    return Need(
+        TRANSFORMERS,
+        # In float32 the block, its gradients, two moments and the best epoch; masks.
+        tensors=4.0 * (layout["outside"] + parameters + 4 * weights)
+        + weights
+        + 4.0 * at_once * settings.calibration.length * kept,
+        staging=4.0 * (layout["outside"] + parameters),
+        disk=(size + 1 / 8) * weights + aims,
+        passing=aims,
+        scratch=(size + 1 / 8) * weights,
+        read=4.0 * layout["outside"] + 2 * size * weights + 2 * options.epochs * aims,
+        full=2.0 * (1 + trained) * parameters * count,
+        accelerated=True,
+        start=4.0,
+    )
+
+
 def assemble(layout: dict[str, Any], settings: Settings) -> Need:
     """The pruned checkpoint."""
     size = model_bytes(layout)

@@ -12,11 +12,14 @@ from gramprune.experiment import patterns, sweep
 from gramprune.experiment.names import Name
 from gramprune.experiment.options import (
     JOINT,
+    BlockReconstruction,
     MaskMethod,
     MrpMask,
+    NoReconstruction,
     NoRefinement,
     NoUpdate,
     OwnTarget,
+    ReconstructMethod,
     RefineMethod,
     Section,
     Target,
@@ -28,7 +31,7 @@ from gramprune.storage.fingerprint import canonical, short
 
 
 class Run(Section):
-    """One recipe: sparsity × mask × refinement × update × propagation × target.
+    """One recipe: sparsity × mask × refinement × update × propagation × target × reconstruction.
 
     A list in the place of a value, of a method's option too, stands for a run per value; several lists stand for all
     combinations that can be.
@@ -64,6 +67,10 @@ class Run(Section):
         OwnTarget(method="own"),
         description="What a pruned linear is to be like: itself before, or its place in the dense model, so that it "
         "makes up for the blocks before too (with `propagation: pruned` and an update).",
+    )
+    reconstruct: ReconstructMethod = Field(
+        NoReconstruction(method="none"),
+        description="Whether the kept weights of every block are trained afterwards, all matrices of it together.",
     )
     precision: Literal["float32", "float64"] = Field(
         "float32", description="Dtype in which masks, refinements and updates are computed."
@@ -172,8 +179,23 @@ class Run(Section):
 
     @property
     def retargeted(self) -> bool:
-        """Whether it aims at the dense model's outputs."""
+        """Whether its linears aim at the dense model's outputs."""
         return self.target.method == "dense"
+
+    @property
+    def reconstructed(self) -> bool:
+        """Whether its blocks' kept weights are trained after the update."""
+        return self.reconstruct.method != "none"
+
+    @property
+    def follows_dense(self) -> bool:
+        """Whether its reconstruction aims at what the dense model's blocks give."""
+        return isinstance(self.reconstruct, BlockReconstruction) and self.reconstruct.target == "dense"
+
+    @property
+    def sees_dense(self) -> bool:
+        """Whether it needs what enters every block of the dense model."""
+        return self.propagation == "dense" or self.retargeted or self.follows_dense
 
     @property
     def problem_settings(self) -> dict[str, Any]:
@@ -234,6 +256,13 @@ class Run(Section):
     def update_settings(self) -> dict[str, Any]:
         """All that its updates depend on, besides masks, Gram matrices and weights."""
         return self.mask_settings if self.joint else {**_split(self.update), **self.problem_settings}
+
+    @property
+    def reconstruct_settings(self) -> dict[str, Any]:
+        """All that its reconstruction depends on, besides hidden states and the weights before it."""
+        split = _split(self.reconstruct)
+        split["options"].pop("target", None)  # it is the other input file
+        return split
 
 
 def _split(method: Section) -> dict[str, Any]:

@@ -292,6 +292,11 @@ class Settings(Section):
             for name in names:
                 if name.lower() in map(str.lower, others):
                     raise ValueError(f"{what}: the name {name!r} is {kind}; choose another")
+        for run in self.runs:
+            if run.reconstructed and self.calibration.samples < 2:
+                raise ValueError(
+                    f"run {run.name!r}: reconstruct holds out sequences, but calibration.samples is 1; give more"
+                )
         for where, name in self.dataset_uses:
             if name not in self.all_datasets:
                 raise ValueError(f"{where}: there is no dataset {name!r}; {suggest(name, self.all_datasets)}")
@@ -403,6 +408,7 @@ class Settings(Section):
                     "granularity": granularity,
                     "propagation": run.propagation,
                     "target": run.target.method,
+                    "reconstruct": run.reconstruct.method,
                     "precision": run.precision,
                 }
                 rows.append({"model": model.name, "run": run.name, **recipe})

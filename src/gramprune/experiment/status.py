@@ -92,5 +92,5 @@ def _of_run(work: dict[Key, Job], done: set[Key], left: dict[Key, Job], model: s
 
 def described(key: Key) -> str:
     """A job in two words."""
-    in_block = key[0] in ("capture", "mask", "refine", "update")
+    in_block = key[0] in ("capture", "mask", "refine", "update", "reconstruct")
     return f"{key[0]} of block {key[3]}" if in_block else key[0].replace("_", " ")

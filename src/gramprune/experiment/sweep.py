@@ -21,6 +21,8 @@ from gramprune.experiment.recipes import filled
 MOST = 2000  # runs that one entry may stand for
 SAYS_ITSELF = ("recipe", "mask", "refine", "update", "sparsity")
 """Keys that the name that a run gets by default is made of."""
+LISTS = ("train",)
+"""Options that are lists themselves; a list of lists stands for a run per list."""
 
 
 def name_of(run: dict[str, Any]) -> str:
@@ -88,8 +90,12 @@ def _lists(section: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tup
     for key, value in section.items():
         if isinstance(value, dict):
             yield from _lists(value, (*above, key))
-        elif isinstance(value, list) and key != "name":
+        elif isinstance(value, list) and key != "name" and not (key in LISTS and _flat(value)):
             yield (*above, key), value
+
+
+def _flat(values: list[Any]) -> bool:
+    return not any(isinstance(value, list) for value in values)
 
 
 def _put(entry: dict[str, Any], swept: list[tuple[tuple[str, ...], list[Any]]], values: tuple) -> dict[str, Any]:

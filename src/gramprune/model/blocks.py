@@ -111,6 +111,10 @@ class Blocks:
         entering: Flow | None = None,  # what is to enter the block; by default the model's own
     ) -> tuple[Flow, Flow]:
         """What entered the loaded block and what left it, on the device."""
+        return self.differentiable(tokens, entering)
+
+    def differentiable(self, tokens: Tensor, entering: Flow | None = None) -> tuple[Flow, Flow]:
+        """The same as `forward`, and gradients flow back to parameters that require them."""
         if self._members is None and self._loaded is not self._blocks[0]:
             with _disable_current_modes():  # nobody is to see this pass
                 self._pass(tokens[:1], entering and {name: tensor[:1] for name, tensor in entering.items()}, True)

@@ -173,6 +173,7 @@ class Keys:
                 numbers[key] = numbers[key].expand(shape)
             count += rows_of(shape)
         order, shape = self._convert(first, numbers)[origin], self._known[origin].shape
+        order = order[None] if order.ndim == 1 else order
         rows, columns = order[..., :1], order[..., :1, :]
         if len(keys) == 1 and order.shape == shape:
             turned = not torch.equal(order, rows.expand(shape))

@@ -1,7 +1,8 @@
 """The place of a linear's weight in the files of a checkpoint: runs of rows of one or several stored tensors.
 
 Nearly every weight is one whole tensor. Some checkpoints have several in one, interleaved or one after the other. Of
-a tensor with three dimensions, such as fused experts, the rows of all its matrices count one after the other.
+a tensor with three dimensions, such as fused experts, the rows of all its matrices count one after the other; a
+vector is a matrix of one row.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ def fill(matrix: Tensor, place: Place, weights: Weights) -> None:
 
 def _rows(weights: Weights, key: str, start: int, stop: int) -> Tensor:
     """Consecutive rows of a stored tensor."""
+    if len(weights.shape(key)) == 1:
+        return weights.read(key)[None]
     per = rows_of(weights.shape(key)[1:])  # 1 of a matrix
     first = start // per
     return weights.read(key, slice(first, -(-stop // per))).flatten(0, -2)[start - first * per : stop - first * per]

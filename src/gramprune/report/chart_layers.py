@@ -171,6 +171,32 @@ def depth(results: list[Results]) -> alt.TopLevelMixin | None:
     return in_panels(chart, order)
 
 
+def reconstruction(results: list[Results]) -> alt.TopLevelMixin | None:
+    """What the training of whole blocks has won: how far a block's output was from what it aimed at, per token and
+    relative to that, before and after, on sequences that were not trained on. Of more than 12 runs, the best of every
+    model and pattern that is reconstructed."""
+    values, order = [], []
+    for one, model, run in panels(results, lambda run: run.reconstructed):
+        order.append(panel_name(results, one, model, run))
+        of_block = {row["block"]: row for stage, row in one.stages_of(model, run) if stage == "reconstruct"}
+        for block, row in of_block.items():
+            ends = {"before": row["curve"][0], "after": row["curve"][int(row["best"])]}
+            head = {"panel": order[-1], "block": block, "epoch": row["best"]}
+            values += [{**head, "training": when, "loss": short(loss)} for when, loss in ends.items() if loss]
+    if not values:
+        return None
+    colors = alt.Scale(domain=["before", "after"], range=[STAGES["update"], STAGES["reconstruct"]])
+    blocks = len({value["block"] for value in values})
+    chart = alt.Chart(alt.Data(values=values), width=190, height=120).mark_line(point=alt.OverlayMarkDef(size=12))
+    chart = chart.encode(
+        x=alt.X("block:Q", axis=alt.Axis(tickMinStep=1, tickCount=min(blocks, 6), format="d")),
+        y=alt.Y("loss:Q", title="loss held out", scale=alt.Scale(type="log"), axis=alt.Axis(tickCount=4)),
+        color=alt.Color("training:N", scale=colors),
+        tooltip=["panel:N", "block:O", "training:N", alt.Tooltip("loss:Q", format=".4g"), "epoch:Q"],
+    )
+    return in_panels(chart, order)
+
+
 def swaps(results: list[Results]) -> alt.TopLevelMixin | None:
     """Convergence of swaps: layer error over steps, which are swaps per row where each row has its own count, relative
     to the mask they began with; a line per linear, the median of its experts, and of blocks where there are more than

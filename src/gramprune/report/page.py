@@ -23,6 +23,7 @@ TITLES = {
     "layers": "Layer errors",
     "reduction": "What refinement and update won",
     "depth": "Errors along the depth of the model",
+    "reconstruction": "Blocks trained as a whole",
     "swaps": "Swaps",
     "cost": "Time and memory",
     "rules": "Rules",

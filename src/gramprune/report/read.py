@@ -30,6 +30,7 @@ STAGES = {  # in the order in which they are drawn
     "mask": "#d97706",
     "refine": "#dc2626",
     "update": "#059669",
+    "reconstruct": "#be185d",
     "assemble": "#7c3aed",
     "perplexity": "#0891b2",
     "tasks": "#0e7490",
@@ -173,6 +174,8 @@ class Results:
                 keys.append((model, trail, "refine", block, recipe.mask_slug, recipe.refine_slug))
             if run.updated:
                 keys.append((model, run.name, "update", block, None, None))
+            if run.reconstructed:
+                keys.append((model, run.name, "reconstruct", block, None, None))
             for key in keys:
                 for row in self._rows_of.get(key, []):
                     yield key[2], row
@@ -202,7 +205,7 @@ class Results:
     def _found_errors(self, model: str, run: Run) -> list[dict[str, Any]]:
         found: dict[tuple[int, str], dict[str, Any]] = {}
         for stage, row in self.stages_of(model, run):
-            if stage == "capture" or not row["error"]:
+            if stage in ("capture", "reconstruct") or not row["error"]:
                 continue
             place = found.setdefault((row["block"], row["linear"]), {"block": row["block"], "linear": row["linear"]})
             if "start" not in place:

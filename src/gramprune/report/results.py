@@ -18,8 +18,8 @@ from gramprune.storage import files
 from gramprune.storage.fingerprint import canonical, short
 
 AGAIN = "it is damaged or not gramprune's: delete it, and run snakemake to have it made again"
-RECIPE = ("mask", "refine", "update", "pattern", "granularity", "propagation", "target", "precision")
-USUAL = {"target": "own", "precision": "float32"}  # not shown to people unless a run has another
+RECIPE = ("mask", "refine", "update", "pattern", "granularity", "propagation", "target", "reconstruct", "precision")
+USUAL = {"target": "own", "reconstruct": "none", "precision": "float32"}  # not shown to people unless a run has another
 SHOWN = ("perplexity_", "acc_")
 """How the names of the columns begin that are figures to compare; behind it stands the text or task."""
 
@@ -201,7 +201,7 @@ def read_layers(path: Path) -> list[dict[str, Any]]:
     texts = {"model", "run", "stage", "mask", "refine", "linear", "fallback"}
     head = ("model", "run", "stage", "block", "linear", "tokens", "dead_inputs", "error", "relative_error")
     rows = read_table(path, texts, head)
-    errors = {"capture": (), "mask": ("error", "relative_error")}
+    errors = {"capture": (), "mask": ("error", "relative_error"), "reconstruct": ("moved", "best")}
     for row in rows:
         figures = [row.get(name) for name in errors.get(row["stage"], ("error", "relative_error", "error_before"))]
         figures += [row["tokens"], row["dead_inputs"]] if row["stage"] == "capture" else [*(row.get("curve") or ())]
@@ -253,7 +253,8 @@ def method(row: dict[str, Any]) -> str:
         return "-"
     parts = [row["mask"], row["refine"], row["update"]]
     text = " + ".join(part for part in parts if part not in ("none", "joint")) + " joint" * (row["update"] == "joint")
-    return text + (", dense target" if row["target"] == "dense" else "")
+    text += ", dense target" if row["target"] == "dense" else ""
+    return text + (", reconstructed" if row["reconstruct"] != "none" else "")
 
 
 def _numeric(name: str) -> bool:

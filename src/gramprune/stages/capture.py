@@ -32,7 +32,7 @@ from gramprune.model.routing import all_experts
 from gramprune.pruning.numerics import finite
 from gramprune.stages.experts import fall_back
 from gramprune.stages.observe import Observed, observe, passes
-from gramprune.stages.pruned import dense_linear, pruned_linear, write_metrics
+from gramprune.stages.pruned import dense_linear, owned_by, put_pruned, write_metrics
 from gramprune.storage import artifacts
 from gramprune.storage.artifacts import Artifact
 
@@ -71,21 +71,12 @@ def capture(
         parents["before"] = artifacts.read(before, stage="inputs", model=fingerprint, block=block - 1)
     if weights is not None:
         parents["weights"] = artifacts.read(weights, model=fingerprint, block=block - 1)
-    for each in (artifacts.read(path, model=fingerprint) for path in owners):
-        parents[f"weights_{each.provenance['block']:03d}"] = each
+    parents |= owned_by(owners, fingerprint)
     pruned = [artifact for name, artifact in parents.items() if name.startswith("weights")]
     about = {"model": fingerprint, "block": block, "batch_size": batch_size, "device": device}
     about |= {"trail": trail, "calibration": parents["tokens"].digest}
     blocks, keys = open_blocks(manifest["folder"], settings["dtype"], device)
-
-    def prune(parameter: str, values: Tensor) -> None:
-        for artifact, name, linear in ((a, *found) for a in pruned for found in a.provenance["linears"].items()):
-            there = block - 1 in (artifact.provenance["block"], *linear.get("shared", ()))
-            if linear["parameter"] == parameter and there:
-                new = pruned_linear(artifact, keys.weights, name)[0]
-                part = rows_of_part(values, linear["part"], linear["parts"])
-                part.copy_(new.T if linear["transposed"] != linear["turned"] else new)
-
+    prune = partial(put_pruned, pruned, keys.weights, block - 1)
     with blocks.loaded(block if before is None else block - 1, prune):
         pairs = passes(blocks, parents["tokens"], parents.get("before"), batch_size, f"inputs of block {block}")
         states = (entered if before is None else left for entered, left in pairs)

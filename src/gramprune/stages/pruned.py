@@ -16,8 +16,10 @@ from torch import Tensor
 from gramprune import machine
 from gramprune.errors import GrampruneError
 from gramprune.model import places
+from gramprune.model.products import rows_of_part
 from gramprune.model.weights import Weights
 from gramprune.pruning.gram import Gram, layer_error
+from gramprune.pruning.numerics import finite
 from gramprune.pruning.sparsity import Pattern
 from gramprune.pruning.target import retarget_weight
 from gramprune.storage import artifacts, files
@@ -149,6 +151,54 @@ def pruned_linear(artifact: Artifact, weights: Weights, name: str) -> tuple[Tens
     return artifact.read(f"{name}.weight"), mask
 
 
+def turned(linear: dict[str, Any], matrix: Tensor) -> Tensor:
+    """A weight (out, in) as the model's parameter has it, or the other way round."""
+    return matrix.T if linear["transposed"] != linear["turned"] else matrix
+
+
+def put_pruned(made: Iterable[Artifact], weights: Weights, block: int, parameter: str, values: Tensor) -> None:
+    """Put what a run has made of a block's parameter in the place of its dense values, in the stored dtype.
+
+    made: of this block, and of earlier ones that prune what it works with.
+    """
+    for artifact in made:
+        own = artifact.provenance["block"] == block
+        for name, linear in artifact.provenance["linears"].items():
+            if linear["parameter"] == parameter and (own or block in linear.get("shared", ())):
+                part = rows_of_part(values, linear["part"], linear["parts"])
+                part.copy_(turned(linear, pruned_linear(artifact, weights, name)[0]))
+        if own and parameter in artifact.provenance.get("parameters", ()):
+            values.copy_(artifact.read(f"{parameter}.values"))
+
+
+def owned_by(owners: Iterable[Path], model: str) -> dict[str, Artifact]:
+    """What a run made of earlier blocks that prune for a later one, as that one's parents."""
+    found = [artifacts.read(path, model=model) for path in owners]
+    return {f"weights_{artifact.provenance['block']:03d}": artifact for artifact in found}
+
+
+def block_shapes(
+    linears: dict[str, Any],  # that are pruned
+    parameters: dict[str, places.Place],  # others that have changed
+    weights: Weights,
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Dtypes and shapes of what is written of a pruned block: weights (out, in), masks as bits, other parameters."""
+    shapes = {f"{name}.mask": artifacts.mask_shape(*linear["shape"]) for name, linear in linears.items()}
+    for name, linear in linears.items():
+        shapes[f"{name}.weight"] = (places.dtype(linear["place"], weights), tuple(linear["shape"]))
+    for name, place in parameters.items():
+        shapes[f"{name}.values"] = (places.dtype(place, weights), weights.shape(place[0][0]))
+    return shapes
+
+
+def fitting(new: Tensor, dtype: torch.dtype, where: str) -> Tensor:
+    """Values in the stored dtype. Raises GrampruneError if it cannot hold them."""
+    new = new.to(dtype)
+    if not finite(new):
+        raise GrampruneError(f"{where}: the updated weights overflow in {new.dtype}; raise the damping.")
+    return new
+
+
 def read_mask(artifact: Artifact, name: str) -> Tensor:
     """The mask (out, in) bool of a linear, from an artifact of masks or of weights."""
     return artifact.read_mask(f"{name}.mask", artifact.provenance["linears"][name]["shape"][1])
@@ -211,10 +261,18 @@ def write_metrics(
     labels: dict[str, str],  # model, run or trail, block, mask: what the rows are found by
     started: float,  # time.monotonic() at the stage's begin
     linears: list[dict[str, Any]],  # one row each
+    **whole: Any,  # what was measured of the block as a whole
 ) -> str:
     """What a stage measured of a block, beside its tensors; returns the errors for people."""
     seconds = round(time.monotonic() - started, 3)
-    content = {"stage": stage, "labels": labels, "seconds": seconds, **machine.peak_memory(), "linears": linears}
+    content = {
+        "stage": stage,
+        "labels": labels,
+        "seconds": seconds,
+        **machine.peak_memory(),
+        **whole,
+        "linears": linears,
+    }
     files.write_json(path, content)
     errors = [linear["relative_error"] for linear in linears if "relative_error" in linear]
     return f"relative layer errors {min(errors):.4g} to {max(errors):.4g}" if errors else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 TENSORS = {
     "inputs": ["inputs.safetensors"],
-    "scratch": ["gram.safetensors", "weights.safetensors", "masks/*.safetensors"],
+    "scratch": ["gram.safetensors", "weights.safetensors", "reconstructed.safetensors", "masks/*.safetensors"],
 }
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
 

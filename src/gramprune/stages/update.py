@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from gramprune import machine
-from gramprune.errors import GrampruneError
 from gramprune.model import places
 from gramprune.model.manifest import manifest_of
 from gramprune.model.weights import Weights
 from gramprune.pruning.gram import layer_error
 from gramprune.pruning.joint import prune_weight
-from gramprune.pruning.numerics import finite
 from gramprune.pruning.updates import update_weight
 from gramprune.stages.pruned import (
+    block_shapes,
     divided,
     each_linear,
+    fitting,
     grams_for,
     masks_for,
     measures,
@@ -61,10 +61,8 @@ def update_block(
     linears = found.linears
     patterns = patterns_of(settings, linears) if mask is None else {}
     pruned = parents["mask"].provenance["linears"] if mask is not None else patterns
-    shapes = {f"{name}.mask": artifacts.mask_shape(*linears[name]["shape"]) for name in pruned}
-    for name in pruned:
-        shapes[f"{name}.weight"] = (places.dtype(linears[name]["place"], weights), tuple(linears[name]["shape"]))
     about = {"model": fingerprint, "block": block, **divided(linears, pruned), "damping": {}}
+    shapes = block_shapes(about["linears"], {}, weights)
     written = artifacts.provenance("weights", settings, code, parents, **about)
     rows = []
     with artifacts.writing(output, shapes, written) as writer:
@@ -75,9 +73,7 @@ def update_block(
             else:
                 kept = read_mask(parents["mask"], name).to(device)
                 new, stats = update_weight(weight, gram, kept, settings["method"], **settings["options"])
-            new = new.to(places.dtype(linears[name]["place"], weights))
-            if not finite(new):
-                raise GrampruneError(f"{gram.name}: the updated weights overflow in {new.dtype}; raise the damping.")
+            new = fitting(new, places.dtype(linears[name]["place"], weights), gram.name)
             writer.append(f"{name}.weight", new)
             writer.append(f"{name}.mask", artifacts.pack_mask(kept))
             if "damping" in stats:
