@@ -48,7 +48,7 @@ def mask_block(
     """
     started, device = time.monotonic(), machine.device(device)
     manifest = manifest_of(model)
-    found = grams_for(grams, shared, tokens, manifest["fingerprint"], trail, block)
+    found = grams_for(grams, tokens, manifest["fingerprint"], trail, block, shared)
     parents = dict(found.parents)
     if mask is not None:
         parents["mask"] = masks_for(mask, found)

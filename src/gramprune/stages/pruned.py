@@ -204,7 +204,14 @@ def read_mask(artifact: Artifact, name: str) -> Tensor:
     return artifact.read_mask(f"{name}.mask", artifact.provenance["linears"][name]["shape"][1])
 
 
-def grams_for(path: Path, shared: Iterable[Path], tokens: Path, model: str, trail: str, block: int) -> Grams:
+def grams_for(
+    path: Path,
+    tokens: Path,
+    model: str,
+    trail: str,
+    block: int,
+    shared: Iterable[Path] = (),  # the dense model's, of all blocks that work with what this one prunes
+) -> Grams:
     """A block's Gram matrices. Raises GrampruneError unless they are of this model, calibration, trail and block."""
     about = {"stage": "gram", "model": model}
     about["calibration"] = artifacts.read(tokens, stage="calibrate", model=model).digest

@@ -53,7 +53,7 @@ def update_block(
     started, device = time.monotonic(), machine.device(device)
     manifest = manifest_of(model)
     fingerprint = manifest["fingerprint"]
-    found = grams_for(grams, shared, tokens, fingerprint, trail, block)
+    found = grams_for(grams, tokens, fingerprint, trail, block, shared)
     parents = dict(found.parents)
     if mask is not None:
         parents["mask"] = masks_for(mask, found)
