@@ -31,6 +31,16 @@ CONFIGS = {
         model_type="mamba2", hidden_size=32, num_hidden_layers=3, state_size=8, vocab_size=160, num_heads=8,
         head_dim=8, expand=2, n_groups=2, chunk_size=16,
     ),
+    "zamba": dict(
+        model_type="zamba", layers_block_type=["hybrid", "mamba", "hybrid"], mamba_d_state=8, mamba_dt_rank=4,
+        n_mamba_heads=2, attention_hidden_size=64, attention_head_dim=16, num_key_value_heads=4,
+        use_mamba_kernels=False, **{**WIDE, "tie_word_embeddings": True},
+    ),
+    "zamba2": dict(
+        model_type="zamba2", layers_block_type=["hybrid"] * 3, num_mem_blocks=2, use_shared_attention_adapter=True,
+        adapter_rank=4, mamba_d_state=8, mamba_ngroups=1, n_mamba_heads=2, mamba_headdim=32, chunk_size=16,
+        attention_head_dim=16, num_key_value_heads=4, **{**WIDE, "tie_word_embeddings": True},
+    ),
     "gemma3_multimodal": dict(
         model_type="gemma3",
         text_config=dict(model_type="gemma3_text", sliding_window=8, **{**GROUPED, "tie_word_embeddings": True}),

@@ -1,5 +1,6 @@
 """The same pruning without stages: whole models in memory, plain loops, one Gram matrix per linear."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,12 +26,16 @@ def load(folder: Path, place: Callable[[torch.Tensor], torch.Tensor] = torch.clo
 
 @torch.no_grad()
 def prune_in_memory(folder: Path, tokens: torch.Tensor, run: dict[str, Any], batch_size: int) -> torch.nn.Module:
-    """The pruned model. run: as in config.yaml, every method by its name."""
-    model, untouched = load(folder), load(folder)
+    """The pruned model. run: as in config.yaml, every method by its name.
+
+    What several blocks share is pruned with the first of them, by what enters it in all blocks of the dense model.
+    """
+    model, untouched = untied(load(folder)), load(folder)
     pattern = gp.Pattern.parse(run["sparsity"], run.get("granularity", "row"))
-    blocks = block_list(model)
-    later = []
-    for block, other in zip(blocks, block_list(untouched), strict=True):
+    blocks, dense_blocks = block_list(model), block_list(untouched)
+    sums, made = shared_grams(untouched, tokens, batch_size), {}
+    later, final = [], []
+    for block, other in zip(blocks, dense_blocks, strict=True):
         grams, crosses = {}, {}
         for batch in tokens.split(batch_size):
             seen, dense_seen = observe(model, block, batch), observe(untouched, other, batch)
@@ -38,15 +43,44 @@ def prune_in_memory(folder: Path, tokens: torch.Tensor, run: dict[str, Any], bat
                 add(grams, name, rows, rows)
                 if "experts" not in name:
                     add(crosses, name, rows, dense_seen[name][1])
-        for name, (weight, _) in observe(model, block, tokens).items():  # (out, in), a view of what is stored
-            dense = weight.float().contiguous()
-            if run.get("target") == "dense" and "experts" not in name:
-                dense = gp.retarget_weight(dense, grams[name], crosses[name])
-            later.append((weight, prune_one(dense, grams[name], pattern, run).to(weight.dtype)))
+        seen, dense_seen = observe(model, block, tokens), observe(untouched, other, tokens)
+        for name, (weight, _) in seen.items():  # (out, in), a view of what is stored
+            stored = dense_seen[name][0]
+            place = stored.data_ptr()
+            if place not in made:
+                dense, gram = weight.float().contiguous(), sums.get(place, grams[name])
+                if run.get("target") == "dense" and "experts" not in name and place not in sums:
+                    dense = gp.retarget_weight(dense, gram, crosses[name])
+                made[place] = prune_one(dense, gram, pattern, run).to(weight.dtype)
+                final.append((stored, made[place]))
+            later.append((weight, made[place]))
         if run.get("propagation", "pruned") == "pruned":
             write(later)
-    write(later)
+    write(final)
+    return untouched
+
+
+def untied(model: torch.nn.Module) -> torch.nn.Module:
+    """The same model, where every block has matrices of its own."""
+    for module in block_list(model).modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = torch.nn.Parameter(parameter.data.clone(), parameter.requires_grad)
     return model
+
+
+def shared_grams(model: torch.nn.Module, tokens: torch.Tensor, batch_size: int, dtype=torch.float32) -> dict:
+    """Where in memory a matrix is that several blocks work with, and the sum of its Gram matrices over these blocks."""
+    found = defaultdict(list)
+    for block in block_list(model):
+        grams, weights = {}, {}
+        for batch in tokens.split(batch_size):
+            for name, (weight, rows) in observe(model, block, batch).items():
+                weights[name] = weight.data_ptr()
+                add(grams, name, rows.to(dtype), rows.to(dtype))
+        for name, gram in grams.items():
+            found[weights[name]].append(gram)
+    return {place: sum(grams[1:], grams[0]) for place, grams in found.items() if len(grams) > 1}
 
 
 def prune_one(dense: torch.Tensor, gram: torch.Tensor, pattern: gp.Pattern, run: dict[str, Any]) -> torch.Tensor:
@@ -110,7 +144,7 @@ def observe(model, block, batch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 def add(matrices, name, left, right) -> None:
     """`matrices[name] += leftᵀ right`."""
-    start = matrices.get(name, torch.zeros(left.shape[1], left.shape[1]))
+    start = matrices.get(name, torch.zeros(left.shape[1], left.shape[1], dtype=left.dtype))
     matrices[name] = torch.addmm(start, left.T, right)
 
 

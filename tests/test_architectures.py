@@ -94,11 +94,12 @@ def test_a_type_works_to_the_bit_or_is_refused_while_planning(name, tmp_path):
     entered, left = observed(whole, real, tokens := torch.randint(3, 150, (5, 16)))
     flow = None
     for index, described in enumerate(found["blocks"]):
-        with blocks.loaded(index) as block, Products(block, set(described["linears"]).__contains__) as seen:
+        linears = {*described["linears"], *described["shared"]}
+        with blocks.loaded(index) as block, Products(block, linears.__contains__) as seen:
             first, flow = blocks.forward(tokens, flow)
         assert torch.equal(first[HIDDEN], moved(blocks, entered[index])), f"what enters block {index}"
         assert torch.equal(flow[HIDDEN], moved(blocks, left[index])), f"what leaves block {index}"
-        assert {name_of(matrix.parameter) for matrix in seen.matrices.values()} == set(described["linears"])
+        assert {name_of(matrix.parameter) for matrix in seen.matrices.values()} == linears
         parameters = dict(real[index].named_parameters())
         for matrix in seen.matrices.values():
             place, turned = keys.place(f"{blocks.prefix}.{index}.{matrix.parameter}", matrix.part, matrix.parts)
@@ -106,7 +107,8 @@ def test_a_type_works_to_the_bit_or_is_refused_while_planning(name, tmp_path):
             used = rows_of_part(parameters[matrix.parameter], matrix.part, matrix.parts)
             assert torch.equal(stored.T if turned else stored, used), matrix
         accounted = sum(map(layout.weights_of, described["linears"].values())) + sum(described["dense"].values())
-        assert accounted == sum(p.numel() for p in parameters.values() if p.ndim > 1), "pruned, or named as dense"
+        own = [p for n, p in parameters.items() if p.ndim > 1 and name_of(n) not in described["repeated"]]
+        assert accounted == sum(p.numel() for p in own), "pruned, or named as dense"
 
 
 def made(name, folder):

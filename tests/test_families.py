@@ -11,6 +11,7 @@ from families import CONFIGS, config
 from monolithic import block_list, load, prune_in_memory
 from safetensors import safe_open
 
+from gramprune.experiment import pipeline
 from gramprune.experiment.run import Run
 from gramprune.model import layout
 from gramprune.model.blocks import HIDDEN, open_blocks
@@ -145,7 +146,7 @@ def prune_in_stages(folder, tokens, run, work):
     written = artifacts.provenance("calibrate", {}, "code", {}, model=fingerprint)
     artifacts.write(work / "tokens", {"tokens": tokens}, written)
     recipe = Run.model_validate(run)
-    linears = layout.describe(json.loads((folder / "config.json").read_text()))["blocks"]
+    described = layout.describe(json.loads((folder / "config.json").read_text()))
     common = {"model": manifest, "tokens": work / "tokens", "labels": {}, "code": "code", "device": "cpu"}
     common["metrics"] = work / "metrics.json"
 
@@ -161,22 +162,27 @@ def prune_in_stages(folder, tokens, run, work):
             grams=at["gram"],
             trail=trail,
             block=block,
-            settings={**seen, "linears": list(linears[block]["linears"])},
+            settings={**seen, **pipeline.watched(described, trail, block, [])},
+            owners=[pruned[each] for each in pipeline.owners_of(described, block - 1, [])] if trail == "run" else [],
             batch_size=2,
             room=2**30,
             **common,
         )
         return at
 
-    pruned, at, dense, count = [], {"inputs": None}, {"inputs": None}, len(linears)
+    pruned, at, dense, count = [], {"inputs": None}, [{"inputs": None}], len(described["blocks"])
+    for block in range(count):
+        dense.append(captured("dense", block, dense[-1]["inputs"], None, None))
+    del dense[0]
     for block in range(count):
         before, here, trail = at["inputs"], recipe, "run"
-        at = dense = captured("dense", block, dense["inputs"], None, None)
+        at = dense[block]
         if run["propagation"] == "pruned" and block > 0:
-            at = captured("run", block, before, pruned[-1], dense["inputs"])
+            at = captured("run", block, before, pruned[-1], dense[block]["inputs"])
         else:
             here, trail = recipe.at(block, count, (), dense_inputs=True), "dense"
         made = {"grams": at["gram"], "trail": trail, "block": block}
+        made["shared"] = [dense[each]["gram"] for each in pipeline.summed_over(described, block, [])]
         mask, weights = None, work / f"{block}_weights"
         if not recipe.joint:
             mask = work / f"{block}_mask"

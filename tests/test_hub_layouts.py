@@ -321,7 +321,8 @@ def halved(model, state, described):
     for index, block in enumerate(described["blocks"]):
         for name, linear in block["linears"].items():
             module = f"{described['prefix']}.{index}.{name}"
-            name = f"{module}.weight" if f"{module}.weight" in state else module
+            name = model.all_tied_weights_keys.get(f"{module}.weight", f"{module}.weight")
+            name = name if name in state else module
             turned = name != module and isinstance(model.get_submodule(module), Conv1D)
             along = -2 if turned or state[name].shape[-1] != linear["columns"] else -1
             parts = state[name].reshape(linear.get("experts", 1), -1, state[name].shape[-1])

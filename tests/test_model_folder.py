@@ -231,7 +231,7 @@ def test_what_stays_dense_is_said_with_its_share_of_the_blocks():
     assert f"{2 * (3 + 4 * 2)} linears" in said  # q, k and v, and two of each of the four experts
 
 
-def test_matrices_that_several_blocks_share_stay_dense_and_count_once():
+def test_matrices_of_several_blocks_are_linears_of_the_first_that_works_with_them():
     """Zamba2 with two transformers for three blocks: the first block and the last have one together."""
     mamba = {"mamba_d_state": 8, "mamba_ngroups": 1, "n_mamba_heads": 2, "mamba_expand": 2, "mamba_headdim": 32}
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "vocab_size": 160}
@@ -239,11 +239,18 @@ def test_matrices_that_several_blocks_share_stay_dense_and_count_once():
     kinds = {"layers_block_type": ["hybrid"] * 3, "num_mem_blocks": 2, "tie_word_embeddings": True}
     found = layout.describe({"model_type": "zamba2", **sizes, **attention, **mamba, **kinds})
     first, own, again = found["blocks"]
-    name, size = "shared_transformer.self_attn.q_proj", 64 * 64
-    assert name in own["linears"] and first["dense"][name] == again["dense"][name] == size
-    assert not first["repeated"] and not own["repeated"] and again["repeated"][name] == size
-    everything = sum(block["parameters"] for block in found["blocks"]) - sum(again["repeated"].values())
-    assert f"{name} ({size / everything:.1%})" in layout.summary(found, [])
+    name, adapter = "shared_transformer.self_attn.q_proj", "shared_transformer.feed_forward.gate_up_proj_adapter_list"
+    assert name in first["linears"] and name in own["linears"] and again["repeated"][name] == 64 * 64
+    assert first["shared"][name] == again["shared"][name] == [0, 2] and not own["shared"]
+    assert name not in [*again["linears"], *again["dense"], *first["dense"]]
+    # Each block works with one adapter of its own, and the first has the last one's too.
+    assert f"{adapter}.0.0" in first["linears"] and f"{adapter}.2.0" in again["linears"]
+    assert first["repeated"] == {f"{adapter}.2.{each}": size for each, size in enumerate((4 * 32, 96 * 4))}
+    assert not own["repeated"] and f"{adapter}.2.0" not in [*again["shared"], *first["linears"], *first["dense"]]
+    linears = [linear for block in found["blocks"] for linear in block["linears"].values()]
+    said = layout.summary(found, [])
+    assert f"{len(linears)} linears with {sum(map(layout.weights_of, linears)):,} weights" in said
+    assert "stay dense: mamba_decoder.mamba.conv1d (" in said
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"])

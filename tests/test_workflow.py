@@ -172,14 +172,14 @@ def test_stored_sums_and_cross_products_are_those_of_the_linears_inputs(clone, t
 def test_the_stages_see_every_linear_in_the_precision_and_with_the_target_of_the_run(clone, tiny_model, precision):
     import gramprune as gp
     from gramprune.model.weights import Weights
-    from gramprune.stages.pruned import dense_linear, each_linear
+    from gramprune.stages.pruned import Grams, dense_linear, each_linear
 
     weights, dtype = Weights(tiny_model), getattr(torch, precision)
     grams = artifacts.read(clone.folder / "results/tiny/aimed/block_001/gram.safetensors")
     linears = grams.provenance["linears"]
     for target in ({"method": "own"}, {"method": "dense", "pull": 0.3}):
         seen, chosen = [], {"precision": precision, "target": target}
-        for name, weight, gram in each_linear(grams, weights, chosen, "cpu", linears):
+        for name, weight, gram in each_linear(Grams(grams), weights, chosen, "cpu", linears):
             first = linears[name]["gram"]
             expected = dense_linear(linears[name], weights).to(dtype)
             if target["method"] == "dense":
@@ -193,7 +193,7 @@ def test_the_stages_see_every_linear_in_the_precision_and_with_the_target_of_the
         assert sorted(seen) == sorted(linears)
     plain = artifacts.read(clone.folder / "results/tiny/chain/block_001/gram.safetensors")
     with pytest.raises(gp.GrampruneError, match=r"holds no 'mlp.down_proj.cross' but"):
-        next(each_linear(plain, weights, chosen, "cpu", linears))
+        next(each_linear(Grams(plain), weights, chosen, "cpu", linears))
 
 
 def test_stages_that_need_no_transformers_do_not_import_it(clone):

@@ -27,6 +27,7 @@ rule capture:
         tokens="<results>/{model}/calibration.safetensors",
         before=inputs_before,
         weights=pruned_before,
+        owners=owners_before,
         dense=dense_inputs,
     output:
         inputs=passing("<results>/{model}/{trail}/block_{block}/inputs.safetensors"),
@@ -38,11 +39,9 @@ rule capture:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
     resources:
-        **needs(resources.capture, block_number, aims_at_dense),
+        **needs(resources.capture, block_number, aims_at_dense, is_dense),
     params:
-        settings=lambda w: canonical(
-            {**SETTINGS.capture_settings, "linears": linears_of(w)}
-        ),
+        settings=lambda w: canonical({**SETTINGS.capture_settings, **watched_in(w)}),
         code=code("stages.capture"),
     script:
         "../scripts/capture.py"

@@ -21,7 +21,6 @@ from gramprune.experiment.countdown import Countdown
 from gramprune.storage import fingerprint, lock
 from gramprune.model import folder as model_folder
 from gramprune.model import layout
-from gramprune.model.layout import selected
 from gramprune import machine
 from gramprune.storage.fingerprint import canonical
 from gramprune.experiment import pipeline
@@ -201,6 +200,12 @@ def grams_of(w):
     return block_path(w.model, trail, w.block, "gram.safetensors")
 
 
+def shared_grams(w):
+    """The dense model's Gram matrices of all blocks that work with what this one prunes; none where nobody else does."""
+    blocks = pipeline.summed_over(LAYOUTS[w.model], int(w.block), SETTINGS.exclude)
+    return [block_path(w.model, "dense", block, "gram.safetensors") for block in blocks]
+
+
 def mask_of(w):
     """The mask of a run's block; none where one method chooses mask and weights together."""
     return [] if RUNS[w.run].joint else final_mask(w.model, w.run, w.block)
@@ -259,11 +264,9 @@ def pruned_blocks(w):
     return [pruned_block(w.model, w.run, block) for block in blocks_of(w.model)]
 
 
-def linears_of(w):
+def watched_in(w):
     """The linears of a block that are looked at."""
-    return selected(
-        LAYOUTS[w.model]["blocks"][int(w.block)]["linears"], SETTINGS.exclude
-    )
+    return pipeline.watched(LAYOUTS[w.model], w.trail, int(w.block), SETTINGS.exclude)
 
 
 def inputs_before(w):
@@ -275,11 +278,28 @@ def inputs_before(w):
     return block_path(w.model, trail, before, "inputs.safetensors")
 
 
+def is_dense(w):
+    return w.trail == "dense"
+
+
 def pruned_before(w):
     """What the run made of the block before; none on the dense trail."""
     return (
         [] if w.trail == "dense" else pruned_block(w.model, w.trail, int(w.block) - 1)
     )
+
+
+def pruned_owners(model, run, block):
+    """What a run made of earlier blocks that prune what this one works with."""
+    owners = pipeline.owners_of(LAYOUTS[model], int(block), SETTINGS.exclude)
+    return [pruned_block(model, run, owner) for owner in owners]
+
+
+def owners_before(w):
+    """The same of the block before; none on the dense trail."""
+    if w.trail == "dense":
+        return []
+    return pruned_owners(w.model, w.trail, int(w.block) - 1)
 
 
 def aims_at_dense(w):
@@ -351,6 +371,8 @@ def every_metrics(w):
                 found += [
                     block_path(model, trail, block, f"{name}.json") for name in names
                 ]
+                if pipeline.shared_of(LAYOUTS[model], int(block), SETTINGS.exclude):
+                    found.append(block_path(model, "dense", block, "gram.json"))
                 made = {"weights": run.updated, "reconstructed": run.reconstructed}
                 found += [
                     block_path(model, run.name, block, f"{name}.json")

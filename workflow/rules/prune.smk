@@ -6,6 +6,7 @@ rule mask:
         model="<results>/{model}/model.json",
         tokens="<results>/{model}/calibration.safetensors",
         gram="<results>/{model}/{trail}/block_{block}/gram.safetensors",
+        shared=shared_grams,
     output:
         mask=scratch("<results>/{model}/{trail}/block_{block}/masks/{mask}.safetensors"),
         metrics="<results>/{model}/{trail}/block_{block}/masks/{mask}.json",
@@ -28,6 +29,7 @@ rule refine:
         model="<results>/{model}/model.json",
         tokens="<results>/{model}/calibration.safetensors",
         gram="<results>/{model}/{trail}/block_{block}/gram.safetensors",
+        shared=shared_grams,
         mask="<results>/{model}/{trail}/block_{block}/masks/{mask}.safetensors",
     output:
         mask=scratch(
@@ -55,6 +57,7 @@ rule update:
         model="<results>/{model}/model.json",
         tokens="<results>/{model}/calibration.safetensors",
         gram=grams_of,
+        shared=shared_grams,
         mask=mask_of,
     output:
         weights=scratch("<results>/{model}/{run}/block_{block}/weights.safetensors"),
@@ -80,6 +83,7 @@ rule reconstruct:
         inputs=inputs_of,
         dense=aimed_at,
         weights=updated_block,
+        owners=lambda w: pruned_owners(w.model, w.run, w.block),
     output:
         weights=scratch(
             "<results>/{model}/{run}/block_{block}/reconstructed.safetensors"

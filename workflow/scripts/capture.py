@@ -7,6 +7,7 @@ execute(
     tokens=snakemake.input.tokens,
     before=optional(snakemake.input.before),
     weights=optional(snakemake.input.weights),
+    owners=list(snakemake.input.owners),
     dense=optional(snakemake.input.dense),
     inputs=snakemake.output.inputs,
     grams=snakemake.output.gram,

@@ -6,6 +6,7 @@ execute(
     model=snakemake.input.model,
     tokens=snakemake.input.tokens,
     grams=snakemake.input.gram,
+    shared=list(snakemake.input.shared),
     mask=optional(snakemake.input.get("mask")),
     output=snakemake.output.mask,
     metrics=snakemake.output.metrics,

@@ -8,6 +8,7 @@ execute(
     inputs=snakemake.input.inputs,
     dense=optional(snakemake.input.dense),
     weights=snakemake.input.weights,
+    owners=list(snakemake.input.owners),
     output=snakemake.output.weights,
     metrics=snakemake.output.metrics,
     block=int(snakemake.wildcards.block),

@@ -6,6 +6,7 @@ execute(
     model=snakemake.input.model,
     tokens=snakemake.input.tokens,
     grams=snakemake.input.gram,
+    shared=list(snakemake.input.shared),
     mask=optional(snakemake.input.mask),
     output=snakemake.output.weights,
     metrics=snakemake.output.metrics,

@@ -32,6 +32,34 @@ def trail_of(run: Run, block: int) -> str:
     return "dense" if block == 0 or run.propagation == "dense" else run.name
 
 
+def shared_of(layout: dict[str, Any], block: int, exclude: list[str]) -> dict[str, list[int]]:
+    """The linears that a block and others work with, by name: the numbers of all these blocks. The first prunes it."""
+    shared = layout["blocks"][block]["shared"]
+    return {name: shared[name] for name in selected(shared, exclude)}
+
+
+def summed_over(layout: dict[str, Any], block: int, exclude: list[str]) -> list[int]:
+    """The blocks whose Gram matrices, of the dense model, are summed for what a block prunes for itself and others."""
+    shared = shared_of(layout, block, exclude).values()
+    return sorted({each for blocks in shared if blocks[0] == block for each in blocks})
+
+
+def owners_of(layout: dict[str, Any], block: int, exclude: list[str]) -> list[int]:
+    """The earlier blocks that prune what a block works with."""
+    return sorted({blocks[0] for blocks in shared_of(layout, block, exclude).values()} - {block})
+
+
+def watched(layout: dict[str, Any], trail: str, block: int, exclude: list[str]) -> dict[str, Any]:
+    """What a capture is told of its block: `linears` whose inputs it looks at, and which of them are `shared`.
+
+    These it looks at in the dense model only: when the first block is pruned, a run's later blocks have no inputs yet.
+    """
+    own, shared = selected(layout["blocks"][block]["linears"], exclude), shared_of(layout, block, exclude)
+    if trail != "dense":
+        return {"linears": [name for name in own if name not in shared]}
+    return {"linears": list(dict.fromkeys([*own, *shared])), **({"shared": shared} if shared else {})}
+
+
 def recipe_of(
     run: Run,
     block: int,
@@ -84,8 +112,11 @@ def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Jo
 
 
 def _dense_blocks(settings: Settings, layout: dict[str, Any]) -> int:
-    """How many blocks of the dense model are captured: only the first where nothing but chains begin there."""
-    return len(layout["blocks"]) if any(run.sees_dense for run in settings.runs) else 1
+    """How many blocks of the dense model are captured: for chains the first, or all up to the last that shares."""
+    count = len(layout["blocks"])
+    if any(run.sees_dense for run in settings.runs):
+        return count
+    return 1 + max((each for block in range(count) for each in summed_over(layout, block, settings.exclude)), default=0)
 
 
 def _pruning(settings: Settings, model: str, layout: dict[str, Any], run: Run) -> dict[Key, Job]:
@@ -95,25 +126,29 @@ def _pruning(settings: Settings, model: str, layout: dict[str, Any], run: Run) -
     for block in range(len(layout["blocks"])):
         trail, recipe = trail_of(run, block), recipe_of(run, block, layout, settings.exclude)
         last: Key = ("capture", model, trail, block)
+        sums: list[Key] = [("capture", model, "dense", each) for each in summed_over(layout, block, settings.exclude)]
+        shared = [key for key in sums if key != last]
         if trail != "dense":
             before = [("capture", model, trail_of(run, block - 1), block - 1), pruned[-1]]
+            before += [pruned[owner] for owner in owners_of(layout, block - 1, settings.exclude)]
             dense = [("capture", model, "dense", block)] * run.retargeted
-            found[last] = Job(resources.capture(layout, settings, block, run.retargeted), (*before, *dense))
+            found[last] = Job(resources.capture(layout, settings, block, run.retargeted, False), (*before, *dense))
         if not run.joint:
             need, before = resources.mask(layout, settings, block, recipe), last
             last = ("mask", model, trail, block, recipe.mask_slug)
-            found[last] = Job(need, (before,))
+            found[last] = Job(need, (before, *shared))
         if run.refined:
             need, before = resources.refine(layout, settings, block, recipe), last
             last = ("refine", model, trail, block, recipe.final_mask)
-            found[last] = Job(need, (before,))
+            found[last] = Job(need, (before, *shared))
         if run.updated:
             need, before = resources.update(layout, settings, block, recipe), last
             last = ("update", model, run.name, block)
-            found[last] = Job(need, (before,))
+            found[last] = Job(need, (before, *shared))
         if run.reconstructed:
             trails = {trail: None, **({"dense": None} if run.follows_dense else {})}
             before = [last, *(("capture", model, name, block) for name in trails)]
+            before += [pruned[owner] for owner in owners_of(layout, block, settings.exclude)]
             last = ("reconstruct", model, run.name, block)
             found[last] = Job(resources.reconstruct(layout, settings, block, run), tuple(before))
         pruned.append(last)

@@ -100,6 +100,7 @@ class Shape:
     experts: int = 1
     active: float = 1.0  # how many of the experts a token goes to
     grams: int = 1  # how many Gram matrices they have
+    uses: int = 1  # how many blocks work with it; their Gram matrices are summed
 
 
 def shapes(layout: dict[str, Any], settings: Settings, block: int) -> list[Shape]:
@@ -107,15 +108,26 @@ def shapes(layout: dict[str, Any], settings: Settings, block: int) -> list[Shape
     return [shape for shape in _named(layout, settings, block).values() for _ in range(shape.experts)]
 
 
+def watched(layout: dict[str, Any], settings: Settings, block: int, dense: bool = True) -> list[Shape]:
+    """The linears of a block whose inputs are looked at; what several blocks work with only in the dense model."""
+    if not dense:
+        return [shape for shape in shapes(layout, settings, block) if shape.uses == 1]
+    shared = layout["blocks"][block]["shared"]
+    owners = {blocks[0] for blocks in shared.values()} - {block}
+    others = [shape for each in owners for name, shape in _named(layout, settings, each).items() if name in shared]
+    return shapes(layout, settings, block) + others
+
+
 def _named(layout: dict[str, Any], settings: Settings, block: int) -> dict[str, Shape]:
-    linears = layout["blocks"][block]["linears"]
+    linears, shared = layout["blocks"][block]["linears"], layout["blocks"][block]["shared"]
     every = settings.calibration.experts == "all"
     found = {}
     for name in selected(linears, settings.exclude):
         shape = Shape(**linears[name])
         alike = every and shape.columns == layout["width"]  # all experts' inputs are all hidden states
         active = shape.experts if every else shape.active
-        found[name] = replace(shape, active=active, grams=1 if alike else shape.experts)
+        uses = len(shared.get(name, [block]))
+        found[name] = replace(shape, active=active, grams=1 if alike else shape.experts, uses=uses)
     return found
 
 
@@ -177,9 +189,11 @@ def hidden_bytes(layout: dict[str, Any], settings: Settings) -> float:
     return tokens(settings) * layout["flow"] * width(layout, settings)
 
 
-def gram_bytes(layout: dict[str, Any], settings: Settings, block: int, crossed: bool = False) -> float:
-    """The Gram matrices of a block, as stored; with cross-Gram matrices if `crossed`."""
-    return 4.0 * (1 + crossed) * sum(n * n for n in inputs(shapes(layout, settings, block)))
+def gram_bytes(
+    layout: dict[str, Any], settings: Settings, block: int, crossed: bool = False, dense: bool = True
+) -> float:
+    """The Gram matrices of a block, as stored, of the dense model or a run; with cross-Gram matrices if `crossed`."""
+    return 4.0 * (1 + crossed) * sum(n * n for n in inputs(watched(layout, settings, block, dense)))
 
 
 def width(layout: dict[str, Any], settings: Settings) -> int:
@@ -187,20 +201,24 @@ def width(layout: dict[str, Any], settings: Settings) -> int:
     return BYTES[layout["dtype"] if settings.dtype == "auto" else settings.dtype]
 
 
-def capture(layout: dict[str, Any], settings: Settings, block: int, crossed: bool = False) -> Need:
-    """Hidden states and Gram matrices of a block: passes of one or two blocks, and XᵀX of every distinct input."""
-    linears, size = shapes(layout, settings, block), width(layout, settings)
-    widths, parameters = inputs(linears), max(b["parameters"] for b in layout["blocks"][max(0, block - 1) : block + 1])
+def capture(layout: dict[str, Any], settings: Settings, block: int, crossed: bool = False, dense: bool = True) -> Need:
+    """Hidden states and Gram matrices of a block: passes of one or two blocks, and XᵀX of every distinct input.
+
+    dense: of the dense model, not of a run.
+    """
+    linears, size = watched(layout, settings, block, dense), width(layout, settings)
+    widths = inputs(linears) or [0]  # all of a block's may be excluded
+    parameters = max(b["parameters"] for b in layout["blocks"][max(0, block - 1) : block + 1])
     batch = settings.batch_size * settings.calibration.length
     # Hidden states in and out, distinct inputs, what linears give; and one input in the Gram matrix's dtype.
     given = sum(linear.rows * linear.active / linear.experts for linear in linears)
     seen = sum(s.active * s.columns for s in {linear.input: linear for linear in linears}.values())
     per_token = size * (2 * layout["width"] + seen * (1 + crossed) + given)
     summed = BYTES[settings.calibration.accumulate] * (1 + crossed)
-    grams = gram_bytes(layout, settings, block, crossed)
+    grams = gram_bytes(layout, settings, block, crossed, dense)
     every = summed * sum(n * n for n in widths)
     held = min(every, max(GIB * settings.calibration.gram_memory, summed * max(widths) ** 2))
-    passes = (1 if block == 0 else 2) + crossed + ceil(every / held) - 1
+    passes = (1 if block == 0 else 2) + crossed + (ceil(every / held) - 1 if held else 0)
     hidden = hidden_bytes(layout, settings)
     return Need(
         TRANSFORMERS,
@@ -262,7 +280,7 @@ def refine(layout: dict[str, Any], settings: Settings, block: int, recipe: Run) 
     if cost.batch and recipe.granularity == "matrix":  # across rows: the state of all, and turns; estimated
         cost = replace(cost, weights=cost.weights + 2, passes=1.4 * cost.passes, systems=3 * cost.systems)
     if recipe.refine_module == "refine.sparseswaps":
-        cost = replace(cost, passes=SWAPS * max(inputs(shapes(layout, settings, block))) * cost.passes)
+        cost = replace(cost, passes=SWAPS * max(inputs(shapes(layout, settings, block)), default=0) * cost.passes)
     return method(layout, settings, block, recipe, cost, weights=False)
 
 
@@ -285,24 +303,25 @@ def method(
     linears, size = [shape for shape, _ in chosen], BYTES[recipe.precision]
     if not linears:  # the block stays dense
         return Need(TORCH, accelerated=True)
-    squares = [n * n for n in inputs(linears)]
+    distinct = {(linear.input, linear.uses): linear for linear in linears}.values()
     elements = [linear.rows * linear.columns for linear in linears]
-    read = 4.0 * sum(squares) * (1 + recipe.retargeted) + BYTES[layout["dtype"]] * sum(elements)
+    squares = sum(linear.uses * linear.grams * linear.columns**2 for linear in distinct)
+    read = 4.0 * squares * (1 + recipe.retargeted) + BYTES[layout["dtype"]] * sum(elements)
     written = sum(elements) / 8 + weights * BYTES[layout["dtype"]] * sum(elements)
     return Need(
         TORCH,
         tensors=size
         * max(
-            (1 + cost.grams + 2 * recipe.retargeted) * linear.columns**2
+            (1 + max(cost.grams, linear.uses > 1) + 2 * recipe.retargeted) * linear.columns**2
             + (1 + cost.weights) * linear.rows * linear.columns
             for linear in linears
         )
         + BATCH * cost.batch,
-        staging=size * (max(squares) + max(elements)),
+        staging=size * (max(linear.columns for linear in linears) ** 2 + max(elements)),
         disk=written,
         scratch=written,
         read=read,
-        full=cost.cubes * sum(n**3 for n in inputs(linears))
+        full=cost.cubes * sum(linear.grams * linear.columns**3 for linear in distinct)
         + sum(
             linear.rows
             * (

@@ -9,7 +9,7 @@ one machine with as many threads and weights that lie alike in memory; elsewhere
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,6 +54,8 @@ class Blocks:
         self._blocks = list(self._list)
         tied = whole.all_tied_weights_keys  # each is another parameter, once more
         self._tied: dict[str, str] = tied | {name: name for name in tied.values()}
+        self.places = Counter(self._tied.values())
+        """In how many places of the model a parameter stands, of those that stand in several."""
         base = _distinct(self.model, f"{prefix}." if prefix else "", tied)
         outside, head = base - _distinct(self._list, f"{self.prefix}.", tied), _distinct(whole, "", tied) - base
         self.width: int = config.get_text_config().hidden_size
@@ -223,8 +225,9 @@ class _Skip(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._owner._members is None:
-            self._owner._loaded(hidden_states, *args, **kwargs)  # its hook notes what it returns
-        members = self._owner._members
+            with suppress(Exception):  # of a block that wants to know where it stands; then it is taken for a tensor
+                self._owner._loaded(hidden_states, *args, **kwargs)  # its hook notes what it returns
+        members = self._owner._members or 0
         others = self._owner.instead or [None] * (members - 1)
         return (hidden_states, *others) if members else hidden_states
 

@@ -54,12 +54,12 @@ def check(folder: Path, layout: dict[str, Any]) -> None:
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         check_tensor(keys, name, tuple(parameter.shape))
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for index, block in enumerate(layout["blocks"]):
         for name, linear in block["linears"].items():
             parameter = f"{layout['prefix']}.{index}.{name}"
-            keys.place(
-                f"{parameter}.weight" if f"{parameter}.weight" in parameters else parameter, 0, linear.get("experts", 1)
-            )
+            parameter = f"{parameter}.weight" if f"{parameter}.weight" in known else parameter
+            keys.place(parameter, 0, linear.get("experts", 1))
     check_tokenizer(folder, model.get_input_embeddings().weight.shape[0])
 
 

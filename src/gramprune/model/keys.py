@@ -73,12 +73,14 @@ class Keys:
         """The tensors of a converter without values."""
         return {key: torch.empty(self.weights.shape(key), device="meta") for _, key in self._sources[first]}
 
+    def _origins(self, name: str) -> list[str]:
+        """The parameters in whose place one is stored, itself first: several only of tied ones."""
+        same = (name, *self._tied.get(name, ()))
+        return [other for other in same if other in self._made_with or other in self._sources]
+
     def _origin(self, name: str) -> str | None:
-        """The parameter in whose place a tied one is stored; None where the checkpoint has none of them."""
-        for other in (name, *self._tied.get(name, ())):
-            if other in self._made_with or other in self._sources:
-                return other
-        return None
+        """The first of them; None where the checkpoint has none."""
+        return next(iter(self._origins(name)), None)
 
     def read(self, name: str, like: Tensor) -> Tensor | None:
         """The values of a parameter or buffer, in the stored dtype; None where the checkpoint has none.
@@ -136,11 +138,16 @@ class Keys:
         """Where the rows of a matrix are stored, or of one of its equal parts, and whether it is stored transposed.
 
         Of a parameter with three dimensions, the rows of all matrices are counted one after the other.
-        Raises GrampruneError if it is no arrangement of stored rows.
+        Raises GrampruneError if it is no arrangement of stored rows, and for one that is stored several times.
         """
-        origin = self._origin(name)
+        origin, *copies = self._origins(name) or [None]
         if origin is None:
             raise GrampruneError(f"{self.weights.folder} holds no {name}, which the model needs.")
+        if copies:
+            raise GrampruneError(
+                f"{self.weights.folder} holds {origin} and {copies[0]}, which are one matrix by config.json: save the "
+                "model once with save_pretrained, or set tie_word_embeddings to false there if they differ."
+            )
         if origin not in self._arranged:
             self._arranged[origin] = self._rows(origin)
         keys, order, turned = self._arranged[origin]

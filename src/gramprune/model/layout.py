@@ -3,13 +3,15 @@
 The model is built without weights; one block of each kind works on a few tokens with made-up values, which tells
 whether it can, which of its matrices are multiplied with something, and which of them see the same input and so share
 a Gram matrix.
-Costs a second or two, and the memory of one matrix, for a model of any size.
+Costs a second or two, and the memory of one matrix, for a model of any size; where blocks share matrices, about as
+much for each of them.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -53,18 +55,18 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
     Experts that are one parameter are one entry, with their number as `experts` and how many of them a token sees as
     `active`; an expert's own name is that of the entry with its number behind a dot. `blocks[i]["all_experts"]` tells
     whether the routers can be made to send every token to every expert.
-    `blocks[i]["dense"]` maps the other matrices, such as those that have no part in a product, choose experts, or stand
-    in several blocks, to their sizes: they stay as they are. `blocks[i]["repeated"]` maps the parameters of the block
-    that are an earlier one's, once more. Besides: the number of `parameters` of every block, `outside` the blocks and
-    of the `head` where it is not tied; hidden `width`, `vocabulary`, `dtype`, and the blocks' `prefix` in parameters'
-    names.
+    `blocks[i]["dense"]` maps the other matrices, such as those that have no part in a product or choose experts, to
+    their sizes: they stay as they are. What stands in several blocks is listed in one of them, the first that works
+    with it; `blocks[i]["repeated"]` maps the parameters that are another's to their sizes. `blocks[i]["shared"]` maps
+    the linears that this block and others work with, its own or not, to the numbers of these blocks. Besides: the
+    number of `parameters` of every block, `outside` the blocks and of the `head` where it is not tied; hidden `width`,
+    `vocabulary`, `dtype`, and the blocks' `prefix` in parameters' names.
     Raises GrampruneError for a config that describes no model, and for architectures that cannot be pruned.
     """
     import torch
 
     from gramprune.model.blocks import Blocks
     from gramprune.model.loading import empty_model, stated_dtype, unknown
-    from gramprune.model.products import name_of
 
     refuse_quantised(config)
     refuse_dtype(config)
@@ -77,16 +79,20 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
         raise
     except Exception as error:  # of a dozen kinds, by family and by what is wrong
         raise GrampruneError(unknown(config, error)) from error
-    kinds: dict[str, dict[str, Any]] = {}
+    kinds: dict[tuple[str, int | None], dict[str, Any]] = {}
+    known: set[str] = set()
     described: list[dict[str, Any]] = []
     flow: dict[str, Any] = {}
-    met: set[str] = set()
+    common = _common(blocks)
+    fixed = {place for places in common.values() if not _is_one_matrix(blocks, places) for place in places}
     for index in range(len(blocks)):
-        shared = blocks.shared(index)
-        kind = f"{_kind(blocks[index])} {[*shared]}"
+        alike = f"{_kind(blocks[index])} {[*blocks.shared(index)]}"
+        kind = alike, index if blocks.shared(index) else None  # each may work with another part of what is shared
         if kind not in kinds:
             try:
-                kinds[kind], flow = _tried(blocks, index, flow)
+                unwanted = {name for place, name in fixed if place == index}
+                kinds[kind], flow = _tried(blocks, index, flow, unwanted, quick=alike in known)
+                known.add(alike)
             except GrampruneError:
                 raise
             except Exception as error:  # whatever its code does
@@ -95,10 +101,9 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
                     f"({type(error).__name__}: {first_line(error)[:-1]}): it needs more than hidden states from the "
                     "blocks before it, or config.json is wrong; this architecture cannot be pruned yet."
                 ) from error
-        parameters = blocks[index].named_parameters()
-        repeated = {name_of(name): parameter.numel() for name, parameter in parameters if shared.get(name) in met}
-        described.append({**kinds[kind], "repeated": repeated})
-        met.update(shared.values())
+        described.append({**kinds[kind], "repeated": {}, "shared": {}})
+    for places in common.values():
+        _give_to_one(blocks, described, places)
     return {
         "model_type": config["model_type"],
         "context": getattr(text, "max_position_embeddings", None),
@@ -171,11 +176,50 @@ def _kind(block: Any) -> str:
     return f"{type(block).__name__} {shapes} {switches}"
 
 
-def _tried(blocks: Any, index: int, flow: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _common(blocks: Any) -> dict[str, list[tuple[int, str]]]:
+    """The parameters that stand in several places: where they stand in blocks, by number and name there."""
+    found: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for index in range(len(blocks)):
+        for name, one in blocks.shared(index).items():
+            found[one].append((index, name))
+    return found
+
+
+def _is_one_matrix(blocks: Any, places: list[tuple[int, str]]) -> bool:
+    """Whether a parameter is a matrix that stands in blocks only, in each once and by the same name."""
+    index, name = places[0]
+    everywhere = blocks.places[blocks.shared(index)[name]] == len(places)
+    return everywhere and {other for _, other in places} == {name} and blocks[index].get_parameter(name).ndim == 2
+
+
+def _give_to_one(blocks: Any, described: list[dict[str, Any]], places: list[tuple[int, str]]) -> None:
+    """Leave a parameter to one of its blocks: the first that works with it, or else the first that has it."""
+    from gramprune.model.products import name_of
+
+    working = [index for index, name in places if name_of(name) in described[index]["linears"]]
+    owner = (working or [places[0][0]])[0]
+    for index, name in places:
+        block, size = described[index], blocks[index].get_parameter(name).numel()
+        name = name_of(name)
+        if len(working) > 1 and index in working:
+            block["shared"][name] = working
+        if index != owner:
+            block["repeated"][name] = size
+            block["linears"].pop(name, None)
+            block["dense"].pop(name, None)
+
+
+def _tried(
+    blocks: Any,
+    index: int,
+    flow: dict[str, Any],  # what earlier blocks have left
+    fixed: set[str],  # parameters that stay dense, whatever they do
+    quick: bool,  # one like it was tried before: products are only looked at, not computed
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a block consists of, seen while it works on a few tokens, and what it leaves for later ones.
 
-    flow: what earlier blocks have left. Two sequences that differ in their last token must give the same before it:
-    else the model is no language model. Raises whatever the block raises.
+    Two sequences that differ in their last token must give the same before it: else the model is no language model.
+    Raises whatever the block raises.
     """
     import torch
 
@@ -184,18 +228,14 @@ def _tried(blocks: Any, index: int, flow: dict[str, Any]) -> tuple[dict[str, Any
 
     sizes = {name_of(name): parameter.numel() for name, parameter in blocks[index].named_parameters()}
     large = [name_of(name) for name, parameter in blocks[index].named_parameters() if parameter.ndim > 1]
-    shared = set(map(name_of, blocks.shared(index)))
+    unwanted = set(map(name_of, fixed))
     hidden = torch.randn(2, TRIED, *blocks.shape, generator=torch.Generator().manual_seed(0))
     hidden[1, :-1] = hidden[0, :-1]
-    with blocks.loaded(index) as block, Products(block, lambda name: name not in shared) as seen:
+    with blocks.loaded(index) as block, Products(block, lambda name: name not in unwanted, not quick) as seen:
         _, left = blocks.forward(torch.zeros(2, TRIED, dtype=torch.int64), {**flow, HIDDEN: hidden})
-    one, other = left[HIDDEN][:, :-1].nan_to_num()
-    if not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max())):
-        raise GrampruneError(
-            f"model type {blocks.kind}: in block {index} a later token changes what earlier ones give, as in an "
-            "encoder or a prefix seen as a whole: it is not a causal language model; give a model that continues text."
-        )
-    if index:
+    if not quick:
+        _refuse_foresight(blocks, index, left[HIDDEN])
+    if index and not quick:
         _refuse_hidden_gifts(blocks, index, flow | {HIDDEN: hidden}, left[HIDDEN])
     linears = _linears(seen, tokens=2 * TRIED)
     experts = max((linear.get("experts", 1) for linear in linears.values()), default=1)
@@ -221,6 +261,18 @@ def _can_send_all(blocks: Any, index: int, experts: int, flow: dict[str, Any]) -
         blocks.forward(tokens, flow)
     went = [sum(map(len, seen.inputs[name])) for name, matrix in seen.matrices.items() if matrix.part is not None]
     return bool(went) and {*went} == {tokens.numel()}
+
+
+def _refuse_foresight(blocks: Any, index: int, left: Any) -> None:
+    """Raises GrampruneError if two sequences that differ in their last token differ before it."""
+    import torch
+
+    one, other = left[:, :-1].nan_to_num()
+    if not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max())):
+        raise GrampruneError(
+            f"model type {blocks.kind}: in block {index} a later token changes what earlier ones give, as in an "
+            "encoder or a prefix seen as a whole: it is not a causal language model; give a model that continues text."
+        )
 
 
 def _refuse_hidden_gifts(blocks: Any, index: int, flow: dict[str, Any], left: Any) -> None:
@@ -276,7 +328,7 @@ def weights_of(linear: dict[str, Any]) -> int:
 
 
 def parameters_of(block: dict[str, Any]) -> int:
-    """How many parameters a block has that no earlier one has."""
+    """How many parameters a block has that are not another's."""
     return block["parameters"] - sum(block["repeated"].values())
 
 
@@ -295,7 +347,7 @@ def summary(layout: dict[str, Any], exclude: list[str]) -> str:
         left = {name: size for name, size in sizes.items() if name not in chosen} | block["dense"]
         for name, size in left.items():
             kind = re.sub(r"\b\d+\b", "*", name)
-            dense[kind] = dense.get(kind, 0) + size * (name not in block["repeated"])
+            dense[kind] = dense.get(kind, 0) + size
         everything += parameters_of(block)
     shares = ", ".join(f"{name} ({size / everything:.1%})" for name, size in dense.items())
     left_dense = f"; matrices that stay dense: {shares}" if shares else ""

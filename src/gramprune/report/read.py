@@ -179,6 +179,10 @@ class Results:
             for key in keys:
                 for row in self._rows_of.get(key, []):
                     yield key[2], row
+            shared = pipeline.shared_of(layout, block, self.settings.exclude) if trail != "dense" else {}
+            for row in self._rows_of.get((model, "dense", "capture", block, None, None), []) if shared else ():
+                if row["linear"] in shared:
+                    yield "capture", row
 
     @cached_property
     def _errors(self) -> dict[tuple[str, str], list[dict[str, Any]]]:

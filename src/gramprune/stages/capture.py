@@ -3,7 +3,8 @@
 Two passes over the calibration tokens, each with one block in memory: the block before, as the run left it, gives
 the hidden states that enter this block; then this block, still dense, shows what enters its linears. Hidden states
 stream from file to file, so memory does not grow with the number of samples or blocks. For runs that aim at the dense
-model's outputs the second pass also sees what enters the same block of the dense model.
+model's outputs the second pass also sees what enters the same block of the dense model. What an earlier block prunes
+for this one too is pruned where the block after asks for its outputs, and dense while its linears are looked at.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
@@ -31,7 +32,7 @@ from gramprune.model.routing import all_experts
 from gramprune.pruning.numerics import finite
 from gramprune.stages.experts import fall_back
 from gramprune.stages.observe import Observed, observe, passes
-from gramprune.stages.pruned import dense_linear, put_pruned, write_metrics
+from gramprune.stages.pruned import dense_linear, owned_by, put_pruned, write_metrics
 from gramprune.storage import artifacts
 from gramprune.storage.artifacts import Artifact
 
@@ -50,14 +51,16 @@ def capture(
     trail: str,
     block: int,
     labels: dict[str, str],  # what the metrics are found by
-    settings: dict[str, Any],  # dtype, accumulate, experts, min_tokens, linears
+    settings: dict[str, Any],  # dtype, accumulate, experts, min_tokens, linears, shared
     code: str,
     device: str,
     batch_size: int,  # sequences
     room: int,  # bytes of Gram matrices that are summed at a time
+    owners: Iterable[Path] = (),  # what the run made of earlier blocks that prune for the one before
 ) -> str:
     """Write the hidden states that enter `block`, and the Gram matrices of its linears; return the speed for people.
 
+    settings["shared"]: of linears that several blocks work with, the numbers of all of them; nothing if there are none.
     Raises GrampruneError for activations that are not finite, and for artifacts of another model or block.
     """
     started, device = time.monotonic(), machine.device(device)
@@ -68,10 +71,12 @@ def capture(
         parents["before"] = artifacts.read(before, stage="inputs", model=fingerprint, block=block - 1)
     if weights is not None:
         parents["weights"] = artifacts.read(weights, model=fingerprint, block=block - 1)
+    parents |= owned_by(owners, fingerprint)
+    pruned = [artifact for name, artifact in parents.items() if name.startswith("weights")]
     about = {"model": fingerprint, "block": block, "batch_size": batch_size, "device": device}
     about |= {"trail": trail, "calibration": parents["tokens"].digest}
     blocks, keys = open_blocks(manifest["folder"], settings["dtype"], device)
-    prune = partial(put_pruned, parents["weights"], keys.weights) if weights is not None else None
+    prune = partial(put_pruned, pruned, keys.weights, block - 1)
     with blocks.loaded(block if before is None else block - 1, prune):
         pairs = passes(blocks, parents["tokens"], parents.get("before"), batch_size, f"inputs of block {block}")
         states = (entered if before is None else left for entered, left in pairs)
@@ -93,6 +98,8 @@ def capture(
         look = partial(observe, blocks, seen, parents, batch_size, dtype, room, where, everywhere)
         first = look()
         described = _describe(module, seen, first, keys, f"{blocks.prefix}.{block}", where)
+        for name, all_blocks in settings.get("shared", {}).items():
+            described[name]["shared"] = all_blocks
         stand_ins = fall_back(described, blocks.width, settings["min_tokens"], where)
         unseen = sorted(wanted - {name_of(linear["parameter"]) for linear in described.values()})
         if unseen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def mask_block(
     settings: dict[str, Any],  # method, options, pattern, granularity, precision, target
     code: str,
     device: str,
+    shared: Iterable[Path] = (),  # the dense model's Gram matrices of all blocks that work with what this one prunes
 ) -> str:
     """Choose the mask of every linear of a block from its dense weight and Gram matrix, or improve the one it has.
 
@@ -46,18 +48,19 @@ def mask_block(
     """
     started, device = time.monotonic(), machine.device(device)
     manifest = manifest_of(model)
-    parents = {"gram": grams_for(grams, tokens, manifest["fingerprint"], trail, block)}
+    found = grams_for(grams, tokens, manifest["fingerprint"], trail, block, shared)
+    parents = dict(found.parents)
     if mask is not None:
-        parents["mask"] = masks_for(mask, parents["gram"])
+        parents["mask"] = masks_for(mask, found)
     weights = Weights(manifest["folder"])
-    linears = parents["gram"].provenance["linears"]
+    linears = found.linears
     patterns = patterns_of(settings, linears)
     about = {"model": manifest["fingerprint"], "block": block, **divided(linears, patterns)}
     shapes = {f"{name}.mask": artifacts.mask_shape(*linears[name]["shape"]) for name in patterns}
     method, options = settings["method"], settings["options"]
     rows = []
     with artifacts.writing(output, shapes, artifacts.provenance("mask", settings, code, parents, **about)) as writer:
-        for name, weight, gram in each_linear(parents["gram"], weights, settings, device, patterns):
+        for name, weight, gram in each_linear(found, weights, settings, device, patterns):
             began, pattern = time.monotonic(), patterns[name]
             if mask is None:
                 chosen, measured = select_mask(weight, gram, pattern, method, **options), {}

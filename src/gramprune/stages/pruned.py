@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,46 @@ from gramprune.pruning.sparsity import Pattern
 from gramprune.pruning.target import retarget_weight
 from gramprune.storage import artifacts, files
 from gramprune.storage.artifacts import Artifact
+
+
+@dataclass(frozen=True)
+class Grams:
+    """The linears that a block prunes, and the Gram matrices of their inputs."""
+
+    own: Artifact  # of what enters the block in the run
+    shared: dict[int, Artifact] = field(default_factory=dict)
+    """By block, of what enters it in the dense model: all blocks that work with what this one prunes for them too."""
+
+    @property
+    def parents(self) -> dict[str, Artifact]:
+        """What is read, for an artifact's header."""
+        return {"gram": self.own, **{f"gram_{block:03d}": artifact for block, artifact in self.shared.items()}}
+
+    @cached_property
+    def linears(self) -> dict[str, dict[str, Any]]:
+        """Their descriptions; `shared` in one says which blocks work with it, the first of which prunes it."""
+        block = self.own.provenance["block"]
+        given = self.shared[block].provenance["linears"] if self.shared else {}
+        common = {name: linear for name, linear in given.items() if linear.get("shared", [None])[0] == block}
+        own = self.own.provenance["linears"].items()
+        return {name: linear for name, linear in own if "shared" not in linear} | common
+
+    def terms(self, name: str) -> tuple[tuple[str, str], ...]:
+        """Which Gram matrices a linear's is the sum of: those of `parents`, and names in them."""
+        linear = self.linears[name]
+        if "shared" not in linear:
+            return (("gram", linear["gram"]),)
+        return tuple(
+            (f"gram_{block:03d}", self.shared[block].provenance["linears"][name]["gram"]) for block in linear["shared"]
+        )
+
+    def read(self, terms: tuple[tuple[str, str], ...], what: str, device: str, dtype: torch.dtype) -> Tensor:
+        """A Gram matrix, or what else is kept of its inputs: `.sum`, `.cross`."""
+        total = None
+        for parent, name in terms:
+            read = self.parents[parent].read(f"{name}{what}").to(device, dtype)
+            total = read if total is None else total.add_(read)
+        return total
 
 
 def patterns_of(settings: dict[str, Any], linears: Iterable[str]) -> dict[str, Pattern]:
@@ -51,7 +94,7 @@ def divided(linears: dict[str, Any], pruned: Iterable[str]) -> dict[str, dict[st
 
 
 def each_linear(
-    grams: Artifact,
+    grams: Grams,
     weights: Weights,
     settings: dict[str, Any],  # precision, target
     device: str,
@@ -59,30 +102,36 @@ def each_linear(
 ) -> Iterator[tuple[str, Tensor, Gram]]:
     """Name, weight (out, in) and Gram matrix of linears of a block, in the precision that is asked for.
 
-    The weight is the one that the pruned weight is to be like: the dense one, or what the target makes of it.
+    The weight is the one that the pruned weight is to be like: the dense one, or what the target makes of it; for one
+    that several blocks work with, and for experts, the dense one.
     Linears that share a matrix come together: it is read once, its factorisations are computed once, and one is in
     memory at a time.
     """
     dtype, target = getattr(torch, settings["precision"]), settings["target"]
-    block, linears = grams.provenance["block"], divided(grams.provenance["linears"], pruned)["linears"]
-    for first in sorted({linear["gram"] for linear in linears.values()}):
-        sums = grams.read(f"{first}.sum").to(device, dtype)
-        gram = Gram(grams.read(first).to(device, dtype), f"block {block}, {first}", sums, _tokens(linears, first))
-        of_expert = any(linear["part"] is not None for linear in linears.values() if linear["gram"] == first)
-        aims = target["method"] == "dense" and not of_expert  # a token may go to other experts in the dense model
-        cross = grams.read(f"{first}.cross").to(device, dtype) if aims else None
-        for name, linear in linears.items():
-            if linear["gram"] == first:
-                gram.name = f"block {block}, {name}"
-                dense = dense_linear(linear, weights).to(device, dtype)
-                yield name, dense if cross is None else retarget_weight(dense, gram, cross, target["pull"]), gram
-                del dense  # before the next is read
+    block, linears = grams.own.provenance["block"], divided(grams.linears, pruned)["linears"]
+    having: dict[tuple, list[str]] = defaultdict(list)
+    for name in linears:
+        having[grams.terms(name)].append(name)
+    for terms, names in sorted(having.items()):
+        first, where = linears[names[0]], f"block {block}, {names[0]}"
+        sums = grams.read(terms, ".sum", device, dtype)
+        gram = Gram(grams.read(terms, "", device, dtype), where, sums, _tokens(grams, names[0]))
+        # A token may go to other experts in the dense model; what several blocks share sees the dense model's inputs.
+        aims = target["method"] == "dense" and first["part"] is None and "shared" not in first
+        cross = grams.read(terms, ".cross", device, dtype) if aims else None
+        for name in names:
+            gram.name = f"block {block}, {name}"
+            dense = dense_linear(linears[name], weights).to(device, dtype)
+            yield name, dense if cross is None else retarget_weight(dense, gram, cross, target["pull"]), gram
+            del dense  # before the next is read
 
 
-def _tokens(linears: dict[str, Any], gram: str) -> int | None:
-    """How many tokens a Gram matrix is of; None for one that is of no tokens."""
-    of = [linear for linear in linears.values() if linear["gram"] == gram]
-    return None if "fallback" in of[0] else of[0]["tokens"]
+def _tokens(grams: Grams, name: str) -> int | None:
+    """How many tokens a linear's Gram matrix is of; None for one that is of no tokens."""
+    linear = grams.linears[name]
+    if "fallback" in linear:
+        return None
+    return sum(grams.parents[parent].provenance["linears"][name]["tokens"] for parent, _ in grams.terms(name))
 
 
 def dense_linear(linear: dict[str, Any], weights: Weights) -> Tensor:
@@ -107,14 +156,25 @@ def turned(linear: dict[str, Any], matrix: Tensor) -> Tensor:
     return matrix.T if linear["transposed"] != linear["turned"] else matrix
 
 
-def put_pruned(artifact: Artifact, weights: Weights, parameter: str, values: Tensor) -> None:
-    """Put what a run has made of a block's parameter in the place of its dense values, in the stored dtype."""
-    for name, linear in artifact.provenance["linears"].items():
-        if linear["parameter"] == parameter:
-            part = rows_of_part(values, linear["part"], linear["parts"])
-            part.copy_(turned(linear, pruned_linear(artifact, weights, name)[0]))
-    if parameter in artifact.provenance.get("parameters", ()):
-        values.copy_(artifact.read(f"{parameter}.values"))
+def put_pruned(made: Iterable[Artifact], weights: Weights, block: int, parameter: str, values: Tensor) -> None:
+    """Put what a run has made of a block's parameter in the place of its dense values, in the stored dtype.
+
+    made: of this block, and of earlier ones that prune what it works with.
+    """
+    for artifact in made:
+        own = artifact.provenance["block"] == block
+        for name, linear in artifact.provenance["linears"].items():
+            if linear["parameter"] == parameter and (own or block in linear.get("shared", ())):
+                part = rows_of_part(values, linear["part"], linear["parts"])
+                part.copy_(turned(linear, pruned_linear(artifact, weights, name)[0]))
+        if own and parameter in artifact.provenance.get("parameters", ()):
+            values.copy_(artifact.read(f"{parameter}.values"))
+
+
+def owned_by(owners: Iterable[Path], model: str) -> dict[str, Artifact]:
+    """What a run made of earlier blocks that prune for a later one, as that one's parents."""
+    found = [artifacts.read(path, model=model) for path in owners]
+    return {f"weights_{artifact.provenance['block']:03d}": artifact for artifact in found}
 
 
 def block_shapes(
@@ -144,22 +204,33 @@ def read_mask(artifact: Artifact, name: str) -> Tensor:
     return artifact.read_mask(f"{name}.mask", artifact.provenance["linears"][name]["shape"][1])
 
 
-def grams_for(path: Path, tokens: Path, model: str, trail: str, block: int) -> Artifact:
+def grams_for(
+    path: Path,
+    tokens: Path,
+    model: str,
+    trail: str,
+    block: int,
+    shared: Iterable[Path] = (),  # the dense model's, of all blocks that work with what this one prunes
+) -> Grams:
     """A block's Gram matrices. Raises GrampruneError unless they are of this model, calibration, trail and block."""
-    calibration = artifacts.read(tokens, stage="calibrate", model=model).digest
-    return artifacts.read(path, stage="gram", model=model, calibration=calibration, trail=trail, block=block)
+    about = {"stage": "gram", "model": model}
+    about["calibration"] = artifacts.read(tokens, stage="calibrate", model=model).digest
+    dense = [artifacts.read(each, trail="dense", **about) for each in shared]
+    own = artifacts.read(path, trail=trail, block=block, **about)
+    return Grams(own, {artifact.provenance["block"]: artifact for artifact in dense})
 
 
-def masks_for(path: Path, grams: Artifact) -> Artifact:
+def masks_for(path: Path, grams: Grams) -> Artifact:
     """A block's masks. Raises GrampruneError unless they were made from these Gram matrices."""
-    about = grams.provenance
+    about = grams.own.provenance
     masks = artifacts.read(path, stage="mask", model=about["model"], block=about["block"])
-    made_from = masks.provenance["inputs"]["gram"]
-    if made_from != grams.digest:
-        raise GrampruneError(
-            f"{path} was made from a Gram matrix with digest {made_from}, but {grams.path} has {grams.digest}: "
-            "one of them was put there by hand: delete both to have them made again."
-        )
+    for parent, artifact in grams.parents.items():
+        made_from = masks.provenance["inputs"].get(parent)
+        if made_from != artifact.digest:
+            raise GrampruneError(
+                f"{path} was made from a Gram matrix with digest {made_from}, but {artifact.path} has "
+                f"{artifact.digest}: one of them was put there by hand: delete both to have them made again."
+            )
     return masks
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from gramprune.pruning.reconstruct import Outputs, train_kept
 from gramprune.stages.pruned import (
     block_shapes,
     fitting,
+    owned_by,
     pruned_linear,
     put_pruned,
     read_mask,
@@ -57,9 +58,11 @@ def reconstruct_block(
     code: str,
     device: str,
     batch_size: int,  # sequences per forward pass
+    owners: Iterable[Path] = (),  # what the run made of earlier blocks that prune for this one too
 ) -> str:
     """Train the kept weights of a block; return for people what that has won.
 
+    What other blocks share with it stays as it is: they want something else of it.
     Raises GrampruneError for artifacts of another model or block, and weights that do not fit the stored dtype.
     """
     started, device = time.monotonic(), machine.device(device)
@@ -72,6 +75,8 @@ def reconstruct_block(
         "inputs": artifacts.read(inputs, stage="inputs", **about),
         "weights": artifacts.read(weights, **about),
     }
+    others = owned_by(owners, about["model"])
+    parents |= others
     if dense is not None:
         parents["dense"] = artifacts.read(dense, stage="inputs", **about)
     blocks, keys = open_blocks(manifest["folder"], "float32", device)
@@ -86,9 +91,10 @@ def reconstruct_block(
             look = partial(_outputs, blocks, given, parents["tokens"], aimed)
             _write_aims(path, look, samples, batch_size, f"dense {where}")
         aims = artifacts.read(path)
-        put = partial(put_pruned, parents["weights"], keys.weights)
+        put = partial(put_pruned, [parents["weights"], *others.values()], keys.weights, block)
         with blocks.loaded(block, put) as module, regions(module, region, parents["weights"]) as given:
-            trained = _trained(module, parents["weights"], keys, prefix, trains, where)
+            common = blocks.shared(block)
+            trained = _trained(module, parents["weights"], keys, prefix, trains, common, where)
             blocks.model.requires_grad_(False)
             result = train_kept(
                 partial(_outputs, blocks, given, parents["tokens"], parents["inputs"]),
@@ -175,18 +181,21 @@ def _trained(
     keys: Keys,
     prefix: str,  # of the block's parameters
     trains: list[str],
+    common: Container[str],  # parameters that stand in other blocks too
     where: str,
 ) -> dict[str, tuple[nn.Parameter, Tensor | None]]:
     """The parameters that are trained, by their names in the block, with the mask of those that are pruned."""
     parameters, found = dict(module.named_parameters()), {}
     for name, linear in weights.provenance["linears"].items() if "weights" in trains else ():
+        if "shared" in linear:
+            continue
         parameter = parameters[linear["parameter"]]
         # Matrices beside it in the same parameter that stay dense are not trained.
         mask = found.setdefault(linear["parameter"], (parameter, torch.zeros_like(parameter, dtype=torch.bool)))[1]
         rows_of_part(mask, linear["part"], linear["parts"]).copy_(turned(linear, read_mask(weights, name)))
     for name, parameter in parameters.items():
         kind = "biases" if name.endswith("bias") else "norms" if name.endswith("weight") else None
-        if parameter.ndim == 1 and kind in trains:
+        if parameter.ndim == 1 and kind in trains and name not in common:
             try:
                 keys.place(f"{prefix}.{name}")
             except GrampruneError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def update_block(
     settings: dict[str, Any],  # method, options, precision, target; for a joint method also pattern, granularity
     code: str,
     device: str,
+    shared: Iterable[Path] = (),  # the dense model's Gram matrices of all blocks that work with what this one prunes
 ) -> str:
     """Compute the pruned weights of every linear of a block.
 
@@ -51,11 +53,12 @@ def update_block(
     started, device = time.monotonic(), machine.device(device)
     manifest = manifest_of(model)
     fingerprint = manifest["fingerprint"]
-    parents = {"gram": grams_for(grams, tokens, fingerprint, trail, block)}
+    found = grams_for(grams, tokens, fingerprint, trail, block, shared)
+    parents = dict(found.parents)
     if mask is not None:
-        parents["mask"] = masks_for(mask, parents["gram"])
+        parents["mask"] = masks_for(mask, found)
     weights = Weights(manifest["folder"])
-    linears = parents["gram"].provenance["linears"]
+    linears = found.linears
     patterns = patterns_of(settings, linears) if mask is None else {}
     pruned = parents["mask"].provenance["linears"] if mask is not None else patterns
     about = {"model": fingerprint, "block": block, **divided(linears, pruned), "damping": {}}
@@ -63,7 +66,7 @@ def update_block(
     written = artifacts.provenance("weights", settings, code, parents, **about)
     rows = []
     with artifacts.writing(output, shapes, written) as writer:
-        for name, weight, gram in each_linear(parents["gram"], weights, settings, device, pruned):
+        for name, weight, gram in each_linear(found, weights, settings, device, pruned):
             began = time.monotonic()
             if mask is None:
                 kept, new, stats = prune_weight(weight, gram, patterns[name], settings["method"], **settings["options"])
