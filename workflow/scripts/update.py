@@ -7,6 +7,7 @@ execute(
     tokens=snakemake.input.tokens,
     grams=snakemake.input.gram,
     mask=optional(snakemake.input.mask),
+    allocation=optional(snakemake.input.allocation),
     output=snakemake.output.weights,
     metrics=snakemake.output.metrics,
     trail=trail_of(snakemake.input.gram),

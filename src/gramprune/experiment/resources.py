@@ -251,6 +251,26 @@ COSTS: dict[str, Cost] = {
 """By the method's module."""
 
 
+def allocate(layout: dict[str, Any], settings: Settings, run: Run) -> Need:
+    """Sparsities for all linears: the scores of a block's weights, sorted, and its outputs' energies."""
+    if not run.from_grams:
+        return Need(TORCH)
+    blocks = [shapes(layout, settings, block) for block in range(len(layout["blocks"]))]
+    elements = [sum(linear.rows * linear.columns for linear in block) for block in blocks]
+    widest, largest = max(max(map(inputs, blocks))), max(s.rows * s.columns for block in blocks for s in block)
+    grams = sum(gram_bytes(layout, settings, block) for block in range(len(blocks)))
+    return Need(
+        TORCH,
+        tensors=4.0 * widest**2 + max(8.0 * max(elements), 32.0 * largest),
+        staging=4.0 * (widest**2 + largest),
+        disk=MIB,
+        read=grams + BYTES[layout["dtype"]] * sum(elements),
+        full=2.0 * sum(linear.rows * linear.columns**2 for block in blocks for linear in block),
+        traffic=4.0 * 30 * sum(elements),
+        accelerated=True,
+    )
+
+
 def mask(layout: dict[str, Any], settings: Settings, block: int, recipe: Run) -> Need:
     """Mask selection for a block."""
     return method(layout, settings, block, recipe, COSTS[recipe.mask_module], weights=False)

@@ -18,8 +18,12 @@ from gramprune.storage import files
 from gramprune.storage.fingerprint import canonical, short
 
 AGAIN = "it is damaged or not gramprune's: delete it, and run snakemake to have it made again"
-RECIPE = ("mask", "refine", "update", "pattern", "granularity", "propagation", "target", "precision")
-USUAL = {"target": "own", "precision": "float32"}  # not shown to people unless a run has another
+RECIPE = ("mask", "refine", "update", "pattern", "granularity", "allocation", "propagation", "target", "precision")
+USUAL = {
+    "allocation": "uniform",
+    "target": "own",
+    "precision": "float32",
+}  # not shown to people unless a run has another
 SHOWN = ("perplexity_", "acc_")
 """How the names of the columns begin that are figures to compare; behind it stands the text or task."""
 
@@ -253,6 +257,7 @@ def method(row: dict[str, Any]) -> str:
         return "-"
     parts = [row["mask"], row["refine"], row["update"]]
     text = " + ".join(part for part in parts if part not in ("none", "joint")) + " joint" * (row["update"] == "joint")
+    text += f", {row['allocation']} allocation" if row["allocation"] != "uniform" else ""
     return text + (", dense target" if row["target"] == "dense" else "")
 
 

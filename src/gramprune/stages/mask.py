@@ -12,6 +12,7 @@ from gramprune.model.weights import Weights
 from gramprune.pruning.gram import layer_error
 from gramprune.pruning.masks import select_mask
 from gramprune.pruning.refine import refine_mask
+from gramprune.stages.allocated import allocated
 from gramprune.stages.pruned import (
     divided,
     each_linear,
@@ -31,6 +32,7 @@ def mask_block(
     tokens: Path,  # that the Gram matrices are of
     grams: Path,
     mask: Path | None,  # to be refined; None: one is selected
+    allocation: Path | None,  # that gives the linears their fractions; None: settings do
     output: Path,  # `<linear>.mask` (out, ⌈in/8⌉) uint8, bits
     metrics: Path,  # output
     trail: str,  # where the activations came from
@@ -46,6 +48,7 @@ def mask_block(
     """
     started, device = time.monotonic(), machine.device(device)
     manifest = manifest_of(model)
+    settings = allocated(settings, allocation, manifest["fingerprint"], block)
     parents = {"gram": grams_for(grams, tokens, manifest["fingerprint"], trail, block)}
     if mask is not None:
         parents["mask"] = masks_for(mask, parents["gram"])

@@ -15,6 +15,7 @@ from gramprune.pruning.gram import layer_error
 from gramprune.pruning.joint import prune_weight
 from gramprune.pruning.numerics import finite
 from gramprune.pruning.updates import update_weight
+from gramprune.stages.allocated import allocated
 from gramprune.stages.pruned import (
     divided,
     each_linear,
@@ -34,6 +35,7 @@ def update_block(
     tokens: Path,  # that the Gram matrices are of
     grams: Path,
     mask: Path | None,  # None: a joint method chooses mask and weights
+    allocation: Path | None,  # that gives the linears their fractions; None: settings do, or the mask has them
     output: Path,  # `<linear>.weight` (out, in) in the checkpoint's dtype, `<linear>.mask` bits
     metrics: Path,  # output
     trail: str,  # where the activations came from
@@ -56,6 +58,8 @@ def update_block(
         parents["mask"] = masks_for(mask, parents["gram"])
     weights = Weights(manifest["folder"])
     linears = parents["gram"].provenance["linears"]
+    if mask is None:
+        settings = allocated(settings, allocation, fingerprint, block)
     patterns = patterns_of(settings, linears) if mask is None else {}
     pruned = parents["mask"].provenance["linears"] if mask is not None else patterns
     shapes = {f"{name}.mask": artifacts.mask_shape(*linears[name]["shape"]) for name in pruned}
