@@ -219,7 +219,7 @@ def allocation_file(w):
 def allocation_modules(w):
     """The module of an allocation's method; none of a file's."""
     run = ALLOCATIONS[w.allocation]
-    return [f"pruning.allocation.{run.allocation.method}"] if run.from_grams else []
+    return [f"pruning.{run.allocation_module}"] if run.from_grams else []
 
 
 def allocation_of(model, run):

@@ -233,7 +233,7 @@ class Dlp(Section):
 
 
 class ErrorAllocation(Section):
-    """Zeros where the next one costs least, relative to what a linear gives and to the blocks behind it."""
+    """The next zero costs as much in every block: the relative error that all blocks from there on will see."""
 
     method: Literal["error"]
     alpha: AboveZero | None = Field(None, description=ALPHA)

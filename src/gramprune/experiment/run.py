@@ -185,6 +185,11 @@ class Run(Section):
         return _slug(self.allocation, self._slug_of(self.sparsity if self._whole is None else self._whole))
 
     @property
+    def allocation_module(self) -> str:
+        """The module of its allocation's method, below `gramprune.pruning`."""
+        return f"allocation.{self.allocation.method}"
+
+    @property
     def allocation_settings(self) -> dict[str, Any]:
         """What its allocation is by, but for the fractions that it starts from, and the content of its file."""
         return {**_split(self.allocation, exclude={"path"}), "granularity": self.granularity}

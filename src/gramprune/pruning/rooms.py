@@ -40,19 +40,11 @@ def wanted(rooms: list[Room]) -> Tensor:
     return torch.tensor([room.wanted for room in rooms], dtype=torch.float64)
 
 
-def bounds(rooms: list[Room], reach: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(linears,) float64 each: the lowest and the highest fractions that differ from the wanted ones by `reach` at
-    most, and leave every row, or matrix, a zero and a weight."""
-    ends = torch.tensor([1 / room.steps for room in rooms], dtype=torch.float64)
-    there = wanted(rooms)
-    low, high = torch.minimum(there, ends), torch.maximum(there, 1 - ends)
-    return torch.maximum(there - reach, low), torch.minimum(there + reach, high)
-
-
 def balanced(shares: Tensor, rooms: list[Room]) -> Tensor:
     """(linears,) float64: the shares, all moved by the same and then clamped, so that their mean is the wanted one."""
-    low, high = bounds(rooms)
-    target, least, most = mean(wanted(rooms), rooms), -2.0 - float(shares.max()), 2.0 - float(shares.min())
+    there, ends = wanted(rooms), torch.tensor([1 / room.steps for room in rooms], dtype=torch.float64)
+    low, high = torch.minimum(there, ends), torch.maximum(there, 1 - ends)  # every row, or matrix, a zero and a weight
+    target, least, most = mean(there, rooms), -float(shares.max()), 1 - float(shares.min())
     for _ in range(100):  # until float64 has no number between the two
         middle = (least + most) / 2
         found = mean((shares + middle).clamp(low, high), rooms)

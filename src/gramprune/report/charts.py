@@ -16,6 +16,7 @@ CHARTS = {
     "layers": chart_layers.layers,
     "reduction": chart_layers.reduction,
     "depth": chart_layers.depth,
+    "zeros": chart_layers.zeros,
     "swaps": chart_layers.swaps,
     "cost": chart_jobs.cost,
     "rules": chart_jobs.rules,

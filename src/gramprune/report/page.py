@@ -23,6 +23,7 @@ TITLES = {
     "layers": "Layer errors",
     "reduction": "What refinement and update won",
     "depth": "Errors along the depth of the model",
+    "zeros": "Sparsity along the depth of the model",
     "swaps": "Swaps",
     "cost": "Time and memory",
     "rules": "Rules",

@@ -19,11 +19,7 @@ from gramprune.storage.fingerprint import canonical, short
 
 AGAIN = "it is damaged or not gramprune's: delete it, and run snakemake to have it made again"
 RECIPE = ("mask", "refine", "update", "pattern", "granularity", "allocation", "propagation", "target", "precision")
-USUAL = {
-    "allocation": "uniform",
-    "target": "own",
-    "precision": "float32",
-}  # not shown to people unless a run has another
+USUAL = {"allocation": "uniform", "target": "own", "precision": "float32"}  # not shown unless a run has another
 SHOWN = ("perplexity_", "acc_")
 """How the names of the columns begin that are figures to compare; behind it stands the text or task."""
 

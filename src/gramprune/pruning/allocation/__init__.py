@@ -1,7 +1,8 @@
 """Allocation: which linears get more zeros and which fewer, where the share of zeros over all of them is given.
 
 Every method has two functions, as a model's weights are not in memory at once: `look(linears) -> kept`, what it keeps
-of the linears of a block, and `share(kept, rooms, alpha) -> (linears,)`, fractions of zeros for all blocks' linears.
+of a block, and `tilts(kept of all blocks, alpha) -> (blocks,)`, how much each block's fractions are above the wanted
+ones. What leads out of (0, 1) is clamped, and all others move by the same, so that the share over all weights stays.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gramprune.errors import GrampruneError
 from gramprune.pruning import arguments, methods
 from gramprune.pruning.gram import Gram
-from gramprune.pruning.rooms import Room, counted, mean, wanted
+from gramprune.pruning.rooms import Room, balanced, counted, mean, wanted
 from gramprune.pruning.sparsity import Pattern
 
 ALPHAS = {0.5: 0.04, 0.6: 0.1, 0.7: 0.15}  # arXiv 2505.23807, by the mean fraction; between them straight lines
@@ -37,7 +39,6 @@ def allocate(
     linears: Iterable[Linear],  # block by block; looked at once, one after the other
     method: str,
     alpha: float | None = None,  # how far fractions may be from the wanted ones; by default as `ALPHAS` have it
-    **options,
 ) -> dict[tuple[int, str], float]:
     """By block and name, the fractions of zeros: a whole number in every row, or in the matrix, as the pattern counts.
 
@@ -45,7 +46,7 @@ def allocate(
     Raises GrampruneError for an unknown method, and arguments that are not what they should be.
     """
     package = sys.modules[__name__]
-    look, share = (methods.load(package, method, name) for name in ("look", "share"))
+    look, tilts = (methods.load(package, method, name) for name in ("look", "tilts"))
     if alpha is not None and arguments.typed(alpha, f"{method}: alpha", float) <= 0:
         raise GrampruneError(f"{method}: alpha is {alpha}; expected more than 0.")
     rooms: dict[tuple[int, str], Room] = {}
@@ -59,10 +60,17 @@ def allocate(
             rooms[linear.block, linear.name] = Room.of(weight.shape, linear.pattern)
             yield linear._replace(weight=weight, gram=gram)
 
-    kept = [look(prepared(members)) for _, members in groupby(linears, key=lambda linear: linear.block)]
+    kept = {block: look(prepared(members)) for block, members in groupby(linears, key=lambda linear: linear.block)}
     found = list(rooms.values())
     if not found:
         return {}
     if alpha is None:
         alpha = float(np.interp(mean(wanted(found), found), list(ALPHAS), list(ALPHAS.values())))
-    return dict(zip(rooms, counted(share(kept, found, alpha), found), strict=True))
+    tilt = dict(zip(kept, tilts(list(kept.values()), alpha).tolist(), strict=True))
+    shares = wanted(found) + torch.tensor([tilt[block] for block, _ in rooms], dtype=torch.float64)
+    return dict(zip(rooms, counted(balanced(shares, found), found), strict=True))
+
+
+def names() -> list[str]:
+    """Every method, sorted."""
+    return methods.names(sys.modules[__name__])

@@ -1,9 +1,11 @@
-"""Equal marginal errors: the next weight to be pruned costs as much in every linear, relative to what it gives.
+"""Equal marginal errors (this project): the next zero costs as much in every block, by what the blocks behind lose.
 
-The error of pruning one weight alone is Wanda's score squared, W_ij² G_jj; relative to the linear's output ‖XWᵀ‖² it
-can be compared between linears. Their sum over all that is pruned is least, at a given number of zeros, if one
-threshold holds for all linears: where it is reached early, weights are needed, and fewer are pruned.
-When to use: like DLP, which sees only medians and whole blocks. No fraction is farther than α from the wanted one.
+The error of pruning a weight when all others of its row make up for it is w_p² / [H⁻¹]_pp (Optimal Brain Surgeon).
+Relative to ‖XWᵀ‖², what the linear gives, it can be summed over linears; and it counts once for the block that makes it
+and once for every block behind, which sees it in its inputs. The sum over all zeros is least, for a given number of
+them, where one threshold holds in all blocks: those in which it is reached early keep more weights.
+When to use: as dlp, which sees one number of each block's scores; this sees their whole distribution. Linears of a
+block move together: with thresholds of their own, which were tried, most models of ours ended worse than uniform.
 """
 
 from __future__ import annotations
@@ -15,57 +17,58 @@ import torch
 from torch import Tensor
 
 from gramprune.pruning.gram import layer_error
-from gramprune.pruning.rooms import Room, bounds, mean, wanted
 
 if TYPE_CHECKING:
     from gramprune.pruning.allocation import Linear
 
-
-SCORE = "wanda"
-NORM = "energy"
-
-
-def look(linears: Iterable[Linear]) -> list[Tensor]:
-    """(in,) float64 of every linear of a block: the relative error per weight when its zeros grow by one in every row,
-    or by as many in the matrix, in ascending order."""
-    return [_curve(linear) for linear in linears]
+DAMPING = 0.01  # as in the masks of mrp, which have the same scores
+STEPS = 1000  # in which a block's fraction goes from the lowest to the highest
 
 
-def _curve(linear: Linear) -> Tensor:
+def look(linears: Iterable[Linear]) -> list[tuple[Tensor, int, float]]:
+    """Of every linear of a block: (in,) float64, relative errors of one more zero when so many of all inputs are zero
+    already; its number of weights; and its wanted fraction."""
+    return [(_errors(linear), linear.weight.numel(), linear.pattern.sparsity) for linear in linears]
+
+
+def _errors(linear: Linear) -> Tensor:
+    """(in,) float64, ascending: means over rows or, of a matrix, over as many weights that follow each other."""
     weight, gram = linear.weight, linear.gram
-    output = layer_error(weight, weight.new_zeros(()).expand(weight.shape), gram)
-    if SCORE == "obs":
-        scores = (weight * gram.norms).square() / gram.inverse(0.01, even=True)[0].diagonal()
-    else:
-        scores = (weight * gram.norms).square()
-    if NORM == "diag":
-        output = float(scores.double().sum())
-    rows = linear.pattern.rows_of_choice(scores.double()).sort(dim=1).values
-    curve = rows.mean(dim=0) if len(rows) == len(weight) else rows.view(-1, len(weight)).mean(dim=1)
-    if NORM == "size":
-        output = output / weight.numel()
-    return (curve / (output or 1.0)).cpu()
+    inverse, _ = gram.inverse(DAMPING, even=True)
+    scores = (weight * gram.norms).square_().div_(inverse.diagonal())
+    ranked = linear.pattern.rows_of_choice(scores).sort(dim=1).values.double()
+    by_row = ranked if linear.pattern.granularity == "row" else ranked.view(-1, len(weight)).T
+    output = layer_error(weight, torch.zeros_like(weight), gram)
+    return by_row.mean(dim=0).div_(output or 1.0).cpu()
 
 
-def share(kept: list[list[Tensor]], rooms: list[Room], alpha: float) -> Tensor:
-    """(linears,) float64: the fractions of which the sum of relative errors is least."""
-    curves = [curve for block in kept for curve in block]
-    low, high = bounds(rooms, alpha)
-    target = mean(wanted(rooms), rooms)
+def tilts(
+    kept: list[list[tuple[Tensor, int, float]]],  # by block
+    alpha: float,
+) -> Tensor:
+    """(blocks,) float64: how far each block is from its wanted fractions, at most α, for the least sum of errors."""
+    moves = torch.linspace(-alpha, alpha, STEPS + 1, dtype=torch.float64)[:-1]  # before each step
+    sizes = torch.tensor([sum(size for _, size, _ in block) for block in kept], dtype=torch.float64)
+    costs = []
+    for place, block in enumerate(kept):
+        each = [size * errors[_index(wanted + moves, len(errors))] for errors, size, wanted in block]
+        costs.append(sum(each) / sizes[place] * (len(kept) - place))
 
-    def below(threshold: Tensor, right: bool) -> Tensor:
-        """The fractions at which no error is above the threshold, or where `right`, also none that is equal."""
-        counts = [torch.searchsorted(curve, threshold, right=right) / len(curve) for curve in curves]
-        return torch.stack(counts).double().clamp(low, high)
+    def moved(threshold: Tensor, right: bool) -> Tensor:
+        """Where the next step costs more than the threshold; or as much, unless `right`."""
+        counts = torch.stack([torch.searchsorted(cost, threshold, right=right) for cost in costs])
+        return alpha * (2 * counts.double() / STEPS - 1)
 
-    thresholds = torch.cat(curves).unique()
+    thresholds = torch.cat(costs).unique()
     first, last = 0, len(thresholds) - 1
     while first < last:
         middle = (first + last) // 2
-        if mean(below(thresholds[middle], True), rooms) < target:
-            first = middle + 1
-        else:
-            last = middle
-    fewest, most = (below(thresholds[first], right) for right in (False, True))
-    gap = mean(most - fewest, rooms)
-    return fewest + (most - fewest) * ((target - mean(fewest, rooms)) / gap if gap > 0 else 0.0)
+        enough = moved(thresholds[middle], right=True) @ sizes >= 0
+        first, last = (first, middle) if enough else (middle + 1, last)
+    fewest, most = (moved(thresholds[first], right) for right in (False, True))
+    return fewest + (most - fewest) * (-(fewest @ sizes) / ((most - fewest) @ sizes))
+
+
+def _index(fractions: Tensor, columns: int) -> Tensor:
+    """Which zero of a row is the next at these fractions, from 0."""
+    return (fractions * columns).long().clamp_(0, columns - 1)
