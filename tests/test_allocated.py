@@ -12,6 +12,7 @@ from test_patterns import BASE, LINEARS, load, weights_of
 from gramprune import GrampruneError
 from gramprune.experiment import allocations, checks, pipeline, settings
 from gramprune.stages.allocated import allocated
+from gramprune.storage import artifacts
 
 MIXED = {"default": 0.6, "*.down_proj": "2:4", "block 0 self_attn.*": "dense"}
 
@@ -134,7 +135,7 @@ def test_runs_have_the_zeros_of_their_allocation_which_they_share_and_rerun_when
         {"name": "error", "recipe": "best", "sparsity": MIXED, "allocation": "error"},
         {"name": "chosen", "sparsity": MIXED, "mask": "wanda", "update": "admm", "allocation": chosen},
     ]
-    clone = copied(clone.folder, tmp_path / "clone")
+    clone = copied(clone.folder, tmp_path)
     more = changed(config, lambda c: c["runs"].extend(runs))
     planned = clone.planned(more)
     assert planned["allocate", None] == 3 and planned["capture", "dense"] == 0
@@ -194,19 +195,29 @@ def allocation_of(run) -> str:
     return run["allocation"] if isinstance(run["allocation"], str) else run["allocation"]["method"]
 
 
-@pytest.mark.slow
-def test_a_checkpoint_is_refused_whose_zeros_are_not_those_of_the_allocation(clone, config, tmp_path):
-    clone = copied(clone.folder, tmp_path / "clone")
-    runs = [{"name": "new", "sparsity": 0.5, "mask": "wanda", "allocation": "dlp", "propagation": "dense"}]
-    more = changed(config, lambda c: c.update(runs=runs))
-    clone.run("results/tiny/new/checkpoint/gramprune.json", config=more)
-    (path,) = (clone.folder / "results/tiny/dense/allocations").iterdir()
-    content = json.loads(path.read_text())
-    content["blocks"][1]["mlp.up_proj"] += 1 / 32
-    path.write_text(json.dumps(content))
-    (clone.folder / "results/tiny/new/checkpoint/gramprune.json").unlink()
-    done = clone.snakemake("results/tiny/new/checkpoint/gramprune.json", "--rerun-triggers", "params", config=more)
-    assert done.returncode and "block 1, mlp.up_proj: row 0 has" in done.stderr and "does not belong" in done.stderr
+def test_a_checkpoint_is_refused_whose_zeros_are_not_those_of_the_allocation(clone, tmp_path):
+    """The masks of the clone's run `plain` have half of every row; the allocation says one more in one linear."""
+    from gramprune.stages.assemble import assemble
+
+    folder = clone.folder / "results/tiny"
+    masks = [folder / f"dense/block_{block:03d}/masks/wanda_0.5_row.safetensors" for block in range(3)]
+    patterns = [{"pattern": 0.5, "granularity": "row"}] * 3
+    fingerprint = json.loads((folder / "model.json").read_text())["fingerprint"]
+    names = artifacts.read(masks[0]).provenance["linears"]
+    blocks = [dict.fromkeys(names, 0.5) for _ in masks]
+    run = {"name": "plain"}
+
+    def assembled(name):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"stage": "allocate", "model": fingerprint, "blocks": blocks}))
+        given = {"run": run, "patterns": patterns}
+        return assemble(folder / "model.json", masks, path, tmp_path / name / "checkpoint", given, "code")
+
+    assert assembled("as-it-was").startswith("50.0000 % of")
+    blocks[1]["mlp.up_proj"] += 1 / 32
+    with pytest.raises(GrampruneError) as caught:
+        assembled("changed")
+    assert_sentence(caught, "block 1, mlp.up_proj: row", "16 pruned weights", "asks for 17", "does not belong")
 
 
 def test_the_stage_gives_what_the_library_gives(clone, tiny_model, tmp_path):
@@ -216,7 +227,6 @@ def test_the_stage_gives_what_the_library_gives(clone, tiny_model, tmp_path):
     from gramprune.pruning.allocation import Linear, allocate
     from gramprune.stages.allocate import allocate_blocks
     from gramprune.stages.pruned import dense_linear
-    from gramprune.storage import artifacts
 
     folder = clone.folder / "results/tiny"
     grams = [folder / f"dense/block_{block:03d}/gram.safetensors" for block in range(3)]

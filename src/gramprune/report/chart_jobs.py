@@ -56,9 +56,9 @@ def rules(results: list[Results]) -> alt.TopLevelMixin | None:
     """The rules, and which needs what another makes. With pruned propagation what a run makes of a block goes back into
     the capture of the next one."""
     places = {
-        "fetch_model": (0, 1), "fetch_data": (0, 0), "fetch_tasks": (5, 2), "calibrate": (1, 0), "capture": (2, 0),
-        "mask": (3, 1), "refine": (4, 0), "update": (5, 1), "assemble": (6, 0), "perplexity": (7, 1), "tasks": (7, 2),
-        "summary": (8, 0), "report": (9, 0),
+        "fetch_model": (0, 1), "fetch_data": (0, 0), "fetch_tasks": (6, 2), "calibrate": (1, 0), "capture": (2, 0),
+        "allocate": (3, 2), "mask": (4, 1), "refine": (5, 0), "update": (6, 1), "assemble": (7, 0),
+        "perplexity": (8, 1), "tasks": (8, 2), "summary": (9, 0), "report": (10, 0),
     }  # fmt: skip
     pairs: set[tuple[str, str]] = set()
     counts: dict[str, int] = defaultdict(int)
@@ -81,7 +81,7 @@ def rules(results: list[Results]) -> alt.TopLevelMixin | None:
     nodes = [
         {"rule": s, "jobs": n, "x": places[s][0], "y": places[s][1], "color": STAGES[s]} for s, n in counts.items()
     ]
-    x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[-0.5, 9.5]))
+    x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[-0.5, 10.5]))
     y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[2.5, -0.5]))
     lines = (
         alt.Chart(alt.Data(values=edges))
