@@ -54,8 +54,8 @@ class Run(Section):
     )
     allocation: Allocation = Field(
         UniformAllocation(method="uniform"),
-        description="How the zeros of what has a fraction are divided among linears: each its own, or more here and "
-        "fewer there, as the dense model's Gram matrices or a file say.",
+        description="How the zeros of what has a fraction are divided: as `sparsity` says, or more in some blocks and "
+        "fewer in others, by the dense model's Gram matrices, or by a file.",
     )
     mask: MaskMethod = Field(description="How the kept weights are chosen.")
     refine: RefineMethod = Field(NoRefinement(method="none"), description="How the mask is improved.")

@@ -188,7 +188,8 @@ def read_summary(path: Path) -> list[dict[str, Any]]:
     """The summary's rows, one per model and run. Raises GrampruneError, naming it, if it is missing or damaged."""
     head = ("model", "run", *RECIPE, "sparsity")
     same = [f"same_{name}" for name in _column_names(path) if name.startswith(SHOWN)]
-    rows = read_table(path, {"model", "run", *RECIPE, *same}, head)
+    needed = [name for name in head if name != "allocation"]  # earlier tables have none
+    rows = [{"allocation": "uniform", **row} for row in read_table(path, {"model", "run", *RECIPE, *same}, needed)]
     for row in rows:
         known = ("model", "run", "sparsity") if row["run"] == "dense" else head
         if lacking := [name for name in known if row[name] is None]:

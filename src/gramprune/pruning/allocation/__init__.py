@@ -1,4 +1,4 @@
-"""Allocation: which linears get more zeros and which fewer, where the share of zeros over all of them is given.
+"""Allocation: which blocks get more zeros and which fewer, where the share of zeros over all weights is given.
 
 Every method has two functions, as a model's weights are not in memory at once: `look(linears) -> kept`, what it keeps
 of a block, and `tilts(kept of all blocks, alpha) -> (blocks,)`, how much each block's fractions are above the wanted
