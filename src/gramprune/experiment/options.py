@@ -39,7 +39,7 @@ class Section(BaseModel):
 
 
 DAMPING = "Added to the Gram matrix's diagonal, in units of its mean."
-ALPHA = "How far fractions may be from the wanted ones; by default 0.04 at 50 %, 0.1 at 60 % and 0.15 at 70 %."
+ALPHA = "Half the range of the blocks' fractions; by default 0.04 at 50 %, 0.1 at 60 % and 0.15 at 70 %."
 MRP_PATTERNS = 256
 SCALED_DAMPING = "Added to the unit diagonal: pulls towards the dense weights."
 

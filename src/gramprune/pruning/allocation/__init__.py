@@ -38,7 +38,7 @@ class Linear(NamedTuple):
 def allocate(
     linears: Iterable[Linear],  # block by block; looked at once, one after the other
     method: str,
-    alpha: float | None = None,  # how far fractions may be from the wanted ones; by default as `ALPHAS` have it
+    alpha: float | None = None,  # half the range of the blocks' fractions; by default as `ALPHAS` have it
 ) -> dict[tuple[int, str], float]:
     """By block and name, the fractions of zeros: a whole number in every row, or in the matrix, as the pattern counts.
 
