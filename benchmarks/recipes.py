@@ -5,6 +5,7 @@
     python benchmarks/recipes.py samples    --model FOLDER --calibration TEXT --evaluation TEXT 0.6
     python benchmarks/recipes.py named      --model FOLDER --calibration TEXT --evaluation TEXT 0.5 0.6 2:4
     python benchmarks/recipes.py granularity --model FOLDER --calibration TEXT --evaluation TEXT 0.5 0.6 0.7
+    python benchmarks/recipes.py allocation --model FOLDER --calibration TEXT --evaluation TEXT 0.5 0.6 0.7
 
 A model is a folder, or an embedded one by its name, which is trained first. Texts are .txt, .jsonl or .parquet files,
 or `demo` and `demo_heldout`. `errors`: on the dense model's activations, the layer error of every mask and refinement
@@ -14,9 +15,11 @@ every linear as CSV. (mrp's solution M is exact, damped otherwise, and left out.
 each block calibrated on what the pruned blocks before it give. `samples`: the same for a few recipes over the number of
 calibration sequences. `named`: perplexities of the recipes that a run can name, fractions counted in rows and over the
 matrix, and the seconds that each takes to prune the model once. `granularity`: sparsity counted in rows against over
-the matrix, layer errors as above and, with an evaluation text, perplexities. `--blocks` takes the first ones. Tables
-are printed as Markdown; rows as they come to the log. The whole model is in memory, and one process does it all: for
-models of a laptop's size. Experts may need a stand-in for their Gram matrix, which only the workflow has.
+the matrix, layer errors as above and, with an evaluation text, perplexities. `allocation`: perplexities of a few
+recipes with every allocation of the zeros, and the share of zeros that each model has in all. `--blocks` takes the
+first ones. Tables are printed as Markdown; rows as they come to the log. The whole model is in memory, and one process
+does it all: for models of a laptop's size. Experts may need a stand-in for their Gram matrix, which only the workflow
+has.
 """
 
 import argparse
@@ -40,7 +43,7 @@ from gramprune.experiment.settings import EMBEDDED, Dataset
 from gramprune.model.blocks import open_blocks
 from gramprune.model.demo import DEMOS, train
 from gramprune.model.products import Matrix, Products, rows_of_part
-from gramprune.pruning import joint, masks, methods
+from gramprune.pruning import allocation, joint, masks, methods
 from gramprune.pruning.gram import accumulate
 from gramprune.pruning.sparsity import GRANULARITIES
 from gramprune.text import calibration, demo
@@ -80,6 +83,11 @@ BY_GRANULARITY = [
     ("wanda", "swaps-reoptimised", "exact", "own"),
     ("alps", "swaps-reoptimised", "exact", "own"),
 ]
+ALLOCATED = [
+    ("wanda", "none", "none", "own"),
+    ("admm", "none", "joint", "own"),
+    ("alps", "none", "exact", "dense"),
+]
 OVER_SAMPLES = [
     recipe
     for recipe in RECIPES
@@ -95,7 +103,7 @@ OVER_SAMPLES = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["errors", "perplexity", "samples", "named", "granularity"])
+    parser.add_argument("what", choices=["errors", "perplexity", "samples", "named", "granularity", "allocation"])
     parser.add_argument("patterns", nargs="+", help="such as 0.6 or 2:4")
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--calibration", required=True, type=Path)
@@ -104,6 +112,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="tokens per sequence and window")
     parser.add_argument("--windows", type=int, default=400)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--granularity", default="row", help="of fractions that are allocated")
     parser.add_argument("--blocks", type=int, help="of layer errors, from the first on")
     parser.add_argument("--layers", type=Path, help="CSV file for the layer errors of every linear")
     parser.add_argument("--only", default="", help="recipes whose name has this in it")
@@ -135,6 +144,8 @@ def measure(arguments: argparse.Namespace) -> None:
         print(table(errors(arguments, patterns, granularity_errors)[0]))
         if arguments.evaluation:
             print(table(perplexities(arguments, both_granularities(patterns), BY_GRANULARITY, [arguments.samples])))
+    elif arguments.what == "allocation":
+        print(table(allocations(arguments, patterns)))
     else:
         print(table(perplexities(arguments, patterns, OVER_SAMPLES, [16, 64, 256])))
 
@@ -346,12 +357,55 @@ def perplexities(
     return rows
 
 
-def pruned_model(arguments: argparse.Namespace, tokens: torch.Tensor, pattern: gp.Pattern, recipe: tuple) -> Pruned:
+@torch.no_grad()
+def allocations(arguments: argparse.Namespace, patterns: list[gp.Pattern]) -> dict[str, dict[str, float]]:
+    """Perplexities, and shares of zeros, by recipe and allocation."""
+    patterns = [gp.Pattern.parse(pattern.sparsity, arguments.granularity) for pattern in patterns]
+    measured, tokens = measuring(arguments), calibrated(arguments, arguments.samples)
+    dense = measured([])
+    rows: dict[str, dict[str, float]] = {"dense": {str(pattern): dense for pattern in patterns}}
+    for pattern in patterns:
+        members = dense_linears(arguments, tokens, pattern)
+        for method in ("uniform", *methods.names(allocation)):
+            given = {} if method == "uniform" else allocation.allocate(members, method)
+            chosen = {key: gp.Pattern.parse(share, pattern.granularity) for key, share in given.items()}
+            for recipe in ALLOCATED:
+                label = f"{named(recipe)}, {method}"
+                if arguments.only in label and not (arguments.skip and arguments.skip in label):
+                    made = pruned_model(arguments, tokens, pattern, recipe, chosen)
+                    total = sum(weight.numel() for *_, weight in made)
+                    share = sum(int((weight == 0).sum()) for *_, weight in made) / total
+                    value = measured(made)
+                    rows.setdefault(label, {}).update({str(pattern): value, f"{pattern}, zeros": share})
+                    print(f"{label} | {pattern} | {value:.3f} | {share:.4f}", file=sys.stderr, flush=True)
+    return rows
+
+
+def dense_linears(arguments: argparse.Namespace, tokens: torch.Tensor, pattern: gp.Pattern) -> list[allocation.Linear]:
+    """All linears of the dense model, with their Gram matrices."""
+    blocks, _ = open_blocks(arguments.model, "float32", arguments.device)
+    hidden, found = [], []
+    for index in range(len(blocks)):
+        weights, grams, _ = observed(blocks, index, tokens, hidden, None)
+        found += [allocation.Linear(index, name, weights[name], gram, pattern) for name, (gram, _) in grams.items()]
+        with blocks.loaded(index):
+            hidden = [blocks.forward(b, hidden[n] if hidden else None)[1] for n, b in enumerate(tokens.split(BATCH))]
+    return found
+
+
+def pruned_model(
+    arguments: argparse.Namespace,
+    tokens: torch.Tensor,
+    pattern: gp.Pattern,
+    recipe: tuple,
+    chosen: dict[tuple[int, str], gp.Pattern] | None = None,  # of linears that have another pattern, by block and name
+) -> Pruned:
     blocks, _ = open_blocks(arguments.model, "float32", arguments.device)
     hidden, dense, done = [], [] if recipe[3] == "dense" else None, []
     for index in range(len(blocks)):
         weights, grams, matrices = observed(blocks, index, tokens, hidden, dense)
-        new = {name: pruned(weights[name], gram, cross, pattern, recipe) for name, (gram, cross) in grams.items()}
+        of = {name: (chosen or {}).get((index, name), pattern) for name in grams}
+        new = {name: pruned(weights[name], gram, cross, of[name], recipe) for name, (gram, cross) in grams.items()}
         if dense is not None:
             with blocks.loaded(index):
                 dense = [blocks.forward(b, dense[n] if dense else None)[1] for n, b in enumerate(tokens.split(BATCH))]

@@ -83,9 +83,9 @@ def test_wall_time_is_bounded_by_the_devices_and_by_the_longest_chain():
 
 
 def test_every_method_that_can_be_chosen_has_a_cost():
-    from gramprune.pruning import joint, masks, methods, refine, updates
+    from gramprune.pruning import allocation, joint, masks, methods, refine, updates
 
-    packages = {"masks": masks, "joint": joint, "refine": refine, "updates": updates}
+    packages = {"allocation": allocation, "masks": masks, "joint": joint, "refine": refine, "updates": updates}
     known = {f"{name}.{method}" for name, package in packages.items() for method in methods.names(package)}
     assert known - {"refine.none", "updates.none"} == resources.COSTS.keys()
 

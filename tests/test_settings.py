@@ -13,7 +13,7 @@ from problems import assert_sentence
 
 import gramprune as gp
 from gramprune.experiment import options, reference, settings
-from gramprune.pruning import joint, masks, methods, refine, updates
+from gramprune.pruning import allocation, joint, masks, methods, refine, updates
 from gramprune.pruning.masks import mrp
 
 CONFIGS = [ROOT / "config.yaml", *sorted((ROOT / "examples").glob("*.yaml"))]
@@ -146,6 +146,8 @@ def test_every_method_of_the_library_can_be_chosen():
     for key, (package, _) in FUNCTIONS.items():
         chosen = {name for section in options.METHODS[key] for name in options.names_of(section)}
         assert chosen - {"joint"} == {*methods.names(package)} | ({*methods.names(joint)} if key == "mask" else set())
+    allocations = {name for section in options.METHODS["allocation"] for name in options.names_of(section)}
+    assert allocations - {"uniform", "file"} == {*allocation.names()}
     assert set(methods.names(joint)) == options.JOINT
     assert mrp.LIMIT == options.MRP_PATTERNS
     assert inspect.signature(gp.retarget_weight).parameters["pull"].default == options.DenseTarget(method="dense").pull

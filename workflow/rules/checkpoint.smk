@@ -5,6 +5,7 @@ rule assemble:
     input:
         model="<results>/{model}/model.json",
         weights=pruned_blocks,
+        allocation=lambda w: allocation_of(w.model, RUNS[w.run]),
     output:
         recipe="<results>/{model}/{run}/checkpoint/gramprune.json",
     log:
@@ -16,7 +17,7 @@ rule assemble:
         **needs(resources.assemble),
     params:
         settings=lambda w: canonical(
-            {"run": RUNS[w.run].model_dump(), "patterns": patterns_of(w)}
+            {"run": RUNS[w.run].described, "patterns": patterns_of(w)}
         ),
         code=code("stages.assemble"),
     script:

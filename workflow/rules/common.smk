@@ -3,6 +3,7 @@
 #   <results>/data/{dataset}.parquet, tasks/{tasks}.json    texts; items of tasks
 #   <results>/{model}/model.json, layout.json          which model; what can be pruned
 #   <results>/{model}/calibration.safetensors          tokens
+#   <results>/{model}/dense/allocations/…              fractions of zeros by linear
 #   <results>/{model}/{trail}/block_007/…              inputs, gram, masks/{mask}, masks/{mask}+{refine}, weights,
 #                                                      reconstructed
 #   <results>/{model}/{run}/checkpoint/                the pruned model
@@ -44,6 +45,8 @@ REFINEMENTS = {
     for recipe in RECIPES
     if recipe.refined
 }
+# A run of those that share an allocation.
+ALLOCATIONS = {run.allocation_slug: run for run in SETTINGS.runs if run.allocated}
 DATASETS = SETTINGS.all_datasets
 TASKS = SETTINGS.tasks
 
@@ -85,6 +88,7 @@ wildcard_constraints:
     trail=one_of(["dense", *RUNS]),
     mask=one_of(MASKS),
     refine=one_of({refine for _, refine in REFINEMENTS}),
+    allocation=one_of(ALLOCATIONS),
     dataset=one_of(DATASETS),
     tasks=one_of(TASKS),
     block=r"\d{3}",
@@ -204,6 +208,30 @@ def shared_grams(w):
     """The dense model's Gram matrices of all blocks that work with what this one prunes; none where nobody else does."""
     blocks = pipeline.summed_over(LAYOUTS[w.model], int(w.block), SETTINGS.exclude)
     return [block_path(w.model, "dense", block, "gram.safetensors") for block in blocks]
+
+
+def dense_grams(w):
+    """The dense model's Gram matrices, of all blocks; none where a file gives the fractions."""
+    blocks = blocks_of(w.model) if ALLOCATIONS[w.allocation].from_grams else []
+    return [block_path(w.model, "dense", block, "gram.safetensors") for block in blocks]
+
+
+def allocation_file(w):
+    """The user's file that gives the fractions: when it changes, what was made with it does."""
+    given = ALLOCATIONS[w.allocation].allocation
+    return plain(given.path) if given.method == "file" else []
+
+
+def allocation_modules(w):
+    """The module of an allocation's method; none of a file's."""
+    run = ALLOCATIONS[w.allocation]
+    return [f"pruning.{run.allocation_module}"] if run.from_grams else []
+
+
+def allocation_of(model, run):
+    """What gives a run, or a block of it, its fractions of zeros; nothing where its sparsity does."""
+    name = run.allocation_slug if run.allocated else ""
+    return f"<results>/{model}/dense/allocations/{name}.json" if name else []
 
 
 def mask_of(w):

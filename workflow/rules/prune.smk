@@ -1,4 +1,31 @@
-# Masks, better masks, and the weights under them, which see weights and Gram matrices alone; then the whole block.
+# How zeros are divided, masks, better masks, and the weights under them, which see weights and Gram matrices alone; then
+# the whole block.
+
+
+rule allocate:
+    input:
+        model="<results>/{model}/model.json",
+        tokens="<results>/{model}/calibration.safetensors",
+        grams=dense_grams,
+        mapping=allocation_file,
+    output:
+        allocation="<results>/{model}/dense/allocations/{allocation}.json",
+    log:
+        "<results>/logs/{model}/dense/allocate_{allocation}.log",
+    conda:
+        "../envs/gramprune.yaml"
+    threads: SETTINGS.threads
+    resources:
+        **needs(resources.allocate, lambda w: ALLOCATIONS[w.allocation]),
+    params:
+        settings=lambda w: canonical(
+            pipeline.allocation_settings(
+                ALLOCATIONS[w.allocation], LAYOUTS[w.model], SETTINGS.exclude
+            )
+        ),
+        code=lambda w: code("stages.allocate", *allocation_modules(w)),
+    script:
+        "../scripts/allocate.py"
 
 
 rule mask:
@@ -7,6 +34,7 @@ rule mask:
         tokens="<results>/{model}/calibration.safetensors",
         gram="<results>/{model}/{trail}/block_{block}/gram.safetensors",
         shared=shared_grams,
+        allocation=lambda w: allocation_of(w.model, MASKS[w.mask]),
     output:
         mask=scratch("<results>/{model}/{trail}/block_{block}/masks/{mask}.safetensors"),
         metrics="<results>/{model}/{trail}/block_{block}/masks/{mask}.json",
@@ -31,6 +59,7 @@ rule refine:
         gram="<results>/{model}/{trail}/block_{block}/gram.safetensors",
         shared=shared_grams,
         mask="<results>/{model}/{trail}/block_{block}/masks/{mask}.safetensors",
+        allocation=lambda w: allocation_of(w.model, MASKS[w.mask]),
     output:
         mask=scratch(
             "<results>/{model}/{trail}/block_{block}/masks/{mask}+{refine}.safetensors"
@@ -59,6 +88,9 @@ rule update:
         gram=grams_of,
         shared=shared_grams,
         mask=mask_of,
+        allocation=lambda w: (
+            allocation_of(w.model, RUNS[w.run]) if RUNS[w.run].joint else []
+        ),
     output:
         weights=scratch("<results>/{model}/{run}/block_{block}/weights.safetensors"),
         metrics="<results>/{model}/{run}/block_{block}/weights.json",

@@ -8,6 +8,7 @@ execute(
     grams=snakemake.input.gram,
     shared=list(snakemake.input.shared),
     mask=optional(snakemake.input.mask),
+    allocation=optional(snakemake.input.allocation),
     output=snakemake.output.weights,
     metrics=snakemake.output.metrics,
     trail=trail_of(snakemake.input.gram),

@@ -15,7 +15,7 @@ from typing import Any
 
 from gramprune.errors import GrampruneError, suggest
 from gramprune.evaluation import zeroshot
-from gramprune.experiment import outputs, patterns, settings
+from gramprune.experiment import allocations, outputs, patterns, pipeline, settings
 from gramprune.experiment.run import Run
 from gramprune.experiment.settings import Model, Settings, Tasks
 from gramprune.model import inspect, layout, source
@@ -152,6 +152,26 @@ def check_run(found: dict[str, Any], model: str, chosen: Settings, run: Run) -> 
                 pruned += 1
     if not pruned:
         raise GrampruneError(f"config: run {run.name!r}: sparsity: every linear of the model {model} stays dense.")
+    if run.allocated:
+        check_allocation(found, model, chosen, run)
+
+
+def check_allocation(found: dict[str, Any], model: str, chosen: Settings, run: Run) -> None:
+    """Raises GrampruneError for an allocation that a run cannot have in a model with this layout."""
+    where = f"config: run {run.name!r}: allocation: "
+    blocks = pipeline.fractions_of(run, found, chosen.exclude)
+    if not any(blocks):
+        raise GrampruneError(f"{where}no linear of the model {model} has a fraction of zeros; leave it out.")
+    if run.allocation.method == "file":
+        try:
+            given = allocations.from_file(run.allocation.path, blocks)
+        except GrampruneError as error:
+            raise GrampruneError(f"{where}in the model {model}, {error}") from error
+        for index, fractions in enumerate(given):
+            for name, fraction in fractions.items():
+                linear = found["blocks"][index]["linears"][name]
+                place = f"{where}in the model {model}, block {index}, {name}"
+                patterns.pattern(fraction, run.granularity).check(linear["columns"], place, rows=linear["rows"])
 
 
 def check_results(chosen: Settings, written_in: Iterable[Path | str] = (), claim: bool = True) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from gramprune.experiment.names import Place
 from gramprune.pruning.sparsity import Pattern
 
 
@@ -38,6 +39,7 @@ class Section(BaseModel):
 
 
 DAMPING = "Added to the Gram matrix's diagonal, in units of its mean."
+ALPHA = "Half the range of the blocks' fractions; by default 0.04 at 50 %, 0.1 at 60 % and 0.15 at 70 %."
 MRP_PATTERNS = 256
 SCALED_DAMPING = "Added to the unit diagonal: pulls towards the dense weights."
 
@@ -241,6 +243,33 @@ class DenseTarget(Section):
     pull: AboveZero = Field(0.5, description="Towards the dense weights, in units of the Gram matrix's mean diagonal.")
 
 
+class UniformAllocation(Section):
+    """Every linear gets what `sparsity` says."""
+
+    method: Literal["uniform"]
+
+
+class FileAllocation(Section):
+    """Fractions that a file gives, by the keys of a `sparsity` that is a mapping; what none fits keeps its own."""
+
+    method: Literal["file"]
+    path: Place = Field(description="YAML or JSON. When it changes, what depends on it is made again.")
+
+
+class Dlp(Section):
+    """Fewer zeros for blocks with a low median of Wanda's scores (arXiv 2505.23807)."""
+
+    method: Literal["dlp"]
+    alpha: AboveZero | None = Field(None, description=ALPHA)
+
+
+class ErrorAllocation(Section):
+    """The next zero costs as much in every block: the relative error that all blocks from there on will see."""
+
+    method: Literal["error"]
+    alpha: AboveZero | None = Field(None, description=ALPHA)
+
+
 def _from_name(value: Any) -> Any:
     """A method is given by its name, or as a mapping with its options."""
     return {"method": value} if isinstance(value, str) else value
@@ -265,6 +294,7 @@ METHODS: dict[str, tuple[type[Section], ...]] = {
     "update": (NoUpdate, Admm, SparseGpt, Mrp, Pcg, Exact, Joint),
     "target": (OwnTarget, DenseTarget),
     "reconstruct": (NoReconstruction, BlockReconstruction),
+    "allocation": (UniformAllocation, FileAllocation, Dlp, ErrorAllocation),
 }
 """By the run's key that chooses one."""
 
@@ -273,4 +303,5 @@ RefineMethod = _one_of(*METHODS["refine"])
 UpdateMethod = _one_of(*METHODS["update"])
 Target = _one_of(*METHODS["target"])
 ReconstructMethod = _one_of(*METHODS["reconstruct"])
+Allocation = _one_of(*METHODS["allocation"])
 JOINT = {"admm", "alps", "sparsegpt"}  # masks whose method makes weights too

@@ -20,6 +20,8 @@ def stem(key: tuple[Any, ...]) -> str:
             return f"data/tasks/{name}"
         case "capture" | "update" | "reconstruct", [model, trail, block]:
             return f"{model}/{trail}/{_block(block)}/{stage}"
+        case "allocate", [model, name]:
+            return f"{model}/dense/allocate_{name}"
         case "mask" | "refine", [model, trail, block, name]:
             return f"{model}/{trail}/{_block(block)}/{stage}_{name}"
         case "perplexity" | "tasks", [model, run, name]:
@@ -41,6 +43,8 @@ def made(key: tuple[Any, ...]) -> list[str]:
             return [f"{model}/calibration.safetensors"]
         case "capture", [model, trail, block]:
             return [f"{model}/{trail}/{_block(block)}/{name}" for name in ("inputs.safetensors", *_both("gram"))]
+        case "allocate", [model, name]:
+            return [f"{model}/dense/allocations/{name}.json"]
         case "mask" | "refine", [model, trail, block, name]:
             return [f"{model}/{trail}/{_block(block)}/masks/{name}" for name in _both(name)]
         case "update", [model, run, block]:

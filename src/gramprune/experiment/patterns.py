@@ -64,8 +64,13 @@ def pattern(value: Value, granularity: str) -> Pattern | None:
 
 def at_block(sparsity: dict[str, Value], block: int, blocks: int, linears: Iterable[str]) -> Value | dict[str, Value]:
     """What one of so many blocks gets: by linear, or one value where that is the same for all."""
-    found = {name: sparsity[_nearest(sparsity, block, blocks, name)[0]] for name in linears}
+    found = by_linear(sparsity, block, blocks, linears)
     return next(iter(found.values())) if len(set(found.values())) == 1 else found or DENSE
+
+
+def by_linear(sparsity: dict[str, Value], block: int, blocks: int, linears: Iterable[str]) -> dict[str, Value]:
+    """What every linear of one of so many blocks gets."""
+    return {name: sparsity[_nearest(sparsity, block, blocks, name)[0]] for name in linears}
 
 
 def _nearest(sparsity: dict[str, Value], block: int, blocks: int, linear: str) -> list[str]:

@@ -80,6 +80,21 @@ def recipes(settings: Settings, layouts: dict[str, dict[str, Any]]) -> Iterator[
                 yield recipe_of(run, block, layout, settings.exclude)
 
 
+def fractions_of(run: Run, layout: dict[str, Any], exclude: list[str]) -> list[dict[str, float]]:
+    """By block and linear, the fractions of zeros that a run has without its allocation; not of N:M, nor of dense."""
+    found = []
+    for block in range(len(layout["blocks"])):
+        recipe = recipe_of(run, block, layout, exclude)
+        given = {name: recipe.pattern_of(name) for name in selected(layout["blocks"][block]["linears"], exclude)}
+        found.append({name: each.sparsity for name, each in given.items() if each and not each.group})
+    return found
+
+
+def allocation_settings(run: Run, layout: dict[str, Any], exclude: list[str]) -> dict[str, Any]:
+    """All that a run's allocation depends on, besides weights, Gram matrices and its file."""
+    return {**run.allocation_settings, "blocks": fractions_of(run, layout, exclude)}
+
+
 def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Job]:
     """Every job once, however many runs share it, in an order in which they could be done."""
     found = {("fetch_data", name): Job(resources.fetch_data()) for _, name in settings.dataset_uses}
@@ -114,7 +129,7 @@ def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Jo
 def _dense_blocks(settings: Settings, layout: dict[str, Any]) -> int:
     """How many blocks of the dense model are captured: for chains the first, or all up to the last that shares."""
     count = len(layout["blocks"])
-    if any(run.sees_dense for run in settings.runs):
+    if any(run.sees_dense or run.from_grams for run in settings.runs):
         return count
     return 1 + max((each for block in range(count) for each in summed_over(layout, block, settings.exclude)), default=0)
 
@@ -123,6 +138,11 @@ def _pruning(settings: Settings, model: str, layout: dict[str, Any], run: Run) -
     """The jobs of one run, up to its checkpoint."""
     found: dict[Key, Job] = {}
     pruned: list[Key] = []
+    allocation: list[Key] = [("allocate", model, run.allocation_slug)] if run.allocated else []
+    if allocation:
+        grams = [("capture", model, "dense", block) for block in range(len(layout["blocks"]))]
+        before = grams if run.from_grams else [("calibrate", model)]
+        found[allocation[0]] = Job(resources.allocate(layout, settings, run), tuple(before))
     for block in range(len(layout["blocks"])):
         trail, recipe = trail_of(run, block), recipe_of(run, block, layout, settings.exclude)
         last: Key = ("capture", model, trail, block)
@@ -136,15 +156,15 @@ def _pruning(settings: Settings, model: str, layout: dict[str, Any], run: Run) -
         if not run.joint:
             need, before = resources.mask(layout, settings, block, recipe), last
             last = ("mask", model, trail, block, recipe.mask_slug)
-            found[last] = Job(need, (before, *shared))
+            found[last] = Job(need, (before, *shared, *allocation))
         if run.refined:
             need, before = resources.refine(layout, settings, block, recipe), last
             last = ("refine", model, trail, block, recipe.final_mask)
-            found[last] = Job(need, (before, *shared))
+            found[last] = Job(need, (before, *shared, *allocation))
         if run.updated:
             need, before = resources.update(layout, settings, block, recipe), last
             last = ("update", model, run.name, block)
-            found[last] = Job(need, (before, *shared))
+            found[last] = Job(need, (before, *shared, *(allocation if run.joint else ())))
         if run.reconstructed:
             trails = {trail: None, **({"dense": None} if run.follows_dense else {})}
             before = [last, *(("capture", model, name, block) for name in trails)]
@@ -152,7 +172,7 @@ def _pruning(settings: Settings, model: str, layout: dict[str, Any], run: Run) -
             last = ("reconstruct", model, run.name, block)
             found[last] = Job(resources.reconstruct(layout, settings, block, run), tuple(before))
         pruned.append(last)
-    found["assemble", model, run.name] = Job(resources.assemble(layout, settings), tuple(pruned))
+    found["assemble", model, run.name] = Job(resources.assemble(layout, settings), (*pruned, *allocation))
     return found
 
 

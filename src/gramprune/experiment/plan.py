@@ -42,13 +42,13 @@ def plan(settings: Settings, layouts: dict[str, dict[str, Any]]) -> str:
 
 
 def sparsities(settings: Settings, layouts: dict[str, dict[str, Any]]) -> list[str]:
-    """What every linear gets of the runs whose sparsity is a mapping, and the zeros that makes in all."""
+    """What every linear gets of the runs that have not one sparsity for all, and the zeros that makes in all."""
     lines = []
     for model, layout in layouts.items():
         blocks = layout["blocks"]
         names = [selected(block["linears"], settings.exclude) for block in blocks]
         for run in settings.runs:
-            if isinstance(run.sparsity, dict):
+            if isinstance(run.sparsity, dict) or run.allocated:
                 recipes = [pipeline.recipe_of(run, block, layout, settings.exclude) for block in range(len(blocks))]
                 zeros = total = 0.0
                 for block, recipe in zip(blocks, recipes, strict=True):
@@ -57,7 +57,9 @@ def sparsities(settings: Settings, layouts: dict[str, dict[str, Any]]) -> list[s
                         pattern = recipe.pattern_of(name)
                         total += size
                         zeros += size * pattern.sparsity if pattern else 0
-                lines += ["", f"Sparsity of {run.name} in {model}, {zeros / total:.2%} of {total:,.0f} weights:"]
+                share = f"{zeros / total:.2%} of {total:,.0f} weights"
+                share += f", before the allocation {run.allocation.method}" if run.allocated else ""
+                lines += ["", f"Sparsity of {run.name} in {model}, {share}:"]
                 lines += [f"  {line}" for line in patterns.described([each.sparsity for each in recipes], names)]
     return lines
 

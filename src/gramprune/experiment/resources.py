@@ -250,6 +250,8 @@ class Cost:
 
 SWAPS = 0.06  # per row and input, until none helps; 50 passes over the row each
 COSTS: dict[str, Cost] = {
+    "allocation.dlp": Cost(weights=1, passes=20),
+    "allocation.error": Cost(grams=2, weights=4, cubes=1, squares=2, passes=100),
     "masks.magnitude": Cost(weights=2.5, passes=10),
     "masks.wanda": Cost(weights=2.5, passes=12),
     "masks.ria": Cost(weights=2.5, passes=20),
@@ -267,6 +269,27 @@ COSTS: dict[str, Cost] = {
     "updates.exact": Cost(grams=2, weights=4, cubes=1, squares=2, systems=1 / 3, batch=True),
 }
 """By the method's module."""
+
+
+def allocate(layout: dict[str, Any], settings: Settings, run: Run) -> Need:
+    """Fractions for all linears: one block after the other, with the scores of a whole one in memory."""
+    if not run.from_grams:
+        return Need(TORCH)
+    cost, blocks = COSTS[run.allocation_module], layout["blocks"]
+    names = [selected(block["linears"], settings.exclude) for block in blocks]
+    recipes = [run.at(block, len(blocks), names[block], dense_inputs=True) for block in range(len(blocks))]
+    needs = [method(layout, settings, block, recipe, cost, weights=False) for block, recipe in enumerate(recipes)]
+    scores = max(sum(s.rows * s.columns for s in shapes(layout, settings, block)) for block in range(len(blocks)))
+    return Need(
+        TORCH,
+        tensors=max(need.tensors for need in needs) + 8.0 * scores,
+        staging=max(need.staging for need in needs),
+        disk=MIB,
+        read=sum(need.read for need in needs),
+        full=sum(need.full for need in needs),
+        traffic=sum(need.traffic for need in needs),
+        accelerated=True,
+    )
 
 
 def mask(layout: dict[str, Any], settings: Settings, block: int, recipe: Run) -> Need:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from gramprune.errors import GrampruneError
 from gramprune.experiment import patterns, sweep
 from gramprune.experiment.names import Name
 from gramprune.experiment.options import (
     JOINT,
+    Allocation,
     BlockReconstruction,
     MaskMethod,
     MrpMask,
@@ -23,6 +24,7 @@ from gramprune.experiment.options import (
     RefineMethod,
     Section,
     Target,
+    UniformAllocation,
     UpdateMethod,
 )
 from gramprune.experiment.recipes import RECIPES, filled
@@ -53,6 +55,11 @@ class Run(Section):
         description="Where a fraction is counted: in every output row, or in the whole matrix. Not for N:M. `row` is "
         "what Wanda's authors take, and better for masks without an update; with one, try both (docs/methods.md).",
     )
+    allocation: Allocation = Field(
+        UniformAllocation(method="uniform"),
+        description="How the zeros of what has a fraction are divided: as `sparsity` says, or more in some blocks and "
+        "fewer in others, by the dense model's Gram matrices, or by a file.",
+    )
     mask: MaskMethod = Field(description="How the kept weights are chosen.")
     refine: RefineMethod = Field(NoRefinement(method="none"), description="How the mask is improved.")
     update: UpdateMethod = Field(
@@ -75,6 +82,8 @@ class Run(Section):
     precision: Literal["float32", "float64"] = Field(
         "float32", description="Dtype in which masks, refinements and updates are computed."
     )
+    _whole: Any = PrivateAttr(None)
+    """Of a run at a block: the sparsity of all blocks, on which an allocation depends."""
 
     @model_validator(mode="before")
     @classmethod
@@ -126,6 +135,11 @@ class Run(Section):
                 f"granularity 'matrix' says where a fraction is counted, but sparsity "
                 f"{patterns.label(self.sparsity)!r} is counted in groups; leave granularity out, or give a fraction"
             )
+        if self.allocated and patterns.grouped(self.sparsity):
+            raise ValueError(
+                f"allocation {self.allocation.method!r} divides zeros that are counted as a fraction, but sparsity "
+                f"{patterns.label(self.sparsity)!r} is the same for all groups; use allocation 'uniform', or a fraction"
+            )
         if isinstance(self.mask, MrpMask):
             for value in patterns.values(self.sparsity):
                 self.mask.check(patterns.pattern(value, self.granularity))
@@ -142,7 +156,9 @@ class Run(Section):
         changes: dict[str, Any] = {"target": OwnTarget(method="own")} if dense_inputs else {}
         if isinstance(self.sparsity, dict):
             changes["sparsity"] = patterns.at_block(self.sparsity, block, blocks, linears)
-        return self.model_copy(update=changes)
+        found = self.model_copy(update=changes)
+        found._whole = self.sparsity
+        return found
 
     def pattern_of(self, linear: str) -> Pattern | None:
         """A linear's pattern, of a run at a block; none if it stays dense."""
@@ -157,10 +173,38 @@ class Run(Section):
     @property
     def pattern_slug(self) -> str:
         """The patterns of a block as a part of a file name."""
-        if isinstance(self.sparsity, dict):
-            return f"mixed-{short(canonical(self.sparsity))}_{self.granularity}"
-        found = patterns.pattern(self.sparsity, self.granularity)
+        return "_".join([self._slug_of(self.sparsity), *([self.allocation_slug] if self.allocated else [])])
+
+    def _slug_of(self, sparsity: Any) -> str:
+        if isinstance(sparsity, dict):
+            return f"mixed-{short(canonical(sparsity))}_{self.granularity}"
+        found = patterns.pattern(sparsity, self.granularity)
         return found.slug if found else patterns.DENSE
+
+    @property
+    def allocated(self) -> bool:
+        """Whether its linears get other fractions than its sparsity says."""
+        return self.allocation.method != "uniform"
+
+    @property
+    def allocation_slug(self) -> str:
+        """A file name for its allocation: the same for all runs that have the same, and for its blocks."""
+        return _slug(self.allocation, self._slug_of(self.sparsity if self._whole is None else self._whole))
+
+    @property
+    def allocation_module(self) -> str:
+        """The module of its allocation's method, below `gramprune.pruning`."""
+        return f"allocation.{self.allocation.method}"
+
+    @property
+    def allocation_settings(self) -> dict[str, Any]:
+        """What its allocation is by, but for the fractions that it starts from, and the content of its file."""
+        return {**_split(self.allocation, exclude={"path"}), "granularity": self.granularity}
+
+    @property
+    def from_grams(self) -> bool:
+        """Whether its allocation depends on the dense model's Gram matrices."""
+        return self.allocation.method not in ("uniform", "file")
 
     @property
     def joint(self) -> bool:
@@ -205,7 +249,14 @@ class Run(Section):
     @property
     def pattern_settings(self) -> dict[str, Any]:
         """Where its zeros may be, of a run at a block."""
-        return {"pattern": self.sparsity, "granularity": self.granularity}
+        divided = {"allocation": self.allocation.model_dump()} if self.allocated else {}
+        return {"pattern": self.sparsity, "granularity": self.granularity, **divided}
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """All its settings; allocation and reconstruction only where there are some."""
+        there = {"allocation": self.allocated, "reconstruct": self.reconstructed}
+        return self.model_dump(exclude={name for name, whether in there.items() if not whether})
 
     @property
     def mask_settings(self) -> dict[str, Any]:
@@ -265,8 +316,8 @@ class Run(Section):
         return split
 
 
-def _split(method: Section) -> dict[str, Any]:
-    options = method.model_dump()
+def _split(method: Section, exclude: set[str] | None = None) -> dict[str, Any]:
+    options = method.model_dump(exclude=exclude)
     return {"method": options.pop("method"), "options": options}
 
 

@@ -320,6 +320,9 @@ class Settings(Section):
         found = {f"model {model.name}": model.location for model in self.model if model.kind == "folder"}
         for name, text in self.datasets.items():
             found |= {f"datasets.{name}.path{f'[{i}]' * (len(text.paths) > 1)}": p for i, p in enumerate(text.paths)}
+        for run in self.runs:
+            if run.allocation.method == "file":
+                found[f"runs.{run.name}.allocation.path"] = run.allocation.path
         for place, entry in enumerate(self.evaluation.tasks):
             found |= {f"evaluation.tasks[{place}].include_path": entry.include_path} if entry.include_path else {}
         return found
@@ -406,6 +409,7 @@ class Settings(Section):
                     "update": run.update.method,
                     "pattern": pattern,
                     "granularity": granularity,
+                    "allocation": run.allocation.method,
                     "propagation": run.propagation,
                     "target": run.target.method,
                     "reconstruct": run.reconstruct.method,

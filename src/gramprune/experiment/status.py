@@ -85,7 +85,7 @@ def _of_run(work: dict[Key, Job], done: set[Key], left: dict[Key, Job], model: s
     step = described(waiting[0]) if waiting else "-"
     if run == "dense":
         return ["-", step, "-", evaluated, time]
-    blocks = work["assemble", model, run].after
+    blocks = [key for key in work["assemble", model, run].after if key[0] != "allocate"]
     ready = "yes" if ("assemble", model, run) in done else "no"
     return [f"{sum(key in done for key in blocks)} of {len(blocks)}", step, ready, evaluated, time]
 

@@ -119,7 +119,8 @@ def _put(entry: dict[str, Any], swept: list[tuple[tuple[str, ...], list[Any]]], 
 def _further(path: tuple[str, ...], value: Any) -> list[str]:
     """A value as a part of a name: with its key, where it would not be understood without."""
     plain = len(path) == 1 and (path[0] in SAYS_ITSELF or path[0] in ("granularity", "precision"))
-    key = "" if plain or path[-1] == "method" else {"propagation": "on-", "target": "to-"}.get(path[-1], path[-1])
+    said = {"propagation": "on-", "target": "to-", "allocation": "by-"}.get(path[-1], path[-1])
+    key = "" if plain or path[-1] == "method" else said
     return [key + text for text in _texts([value])]
 
 

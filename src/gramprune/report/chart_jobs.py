@@ -56,9 +56,9 @@ def rules(results: list[Results]) -> alt.TopLevelMixin | None:
     """The rules, and which needs what another makes. With pruned propagation what a run makes of a block goes back into
     the capture of the next one."""
     places = {
-        "fetch_model": (0, 1), "fetch_data": (0, 0), "fetch_tasks": (5, 2), "calibrate": (1, 0), "capture": (2, 0),
-        "mask": (3, 1), "refine": (4, 0), "update": (5, 1), "reconstruct": (6, 0), "assemble": (7, 1),
-        "perplexity": (8, 0), "tasks": (8, 2), "summary": (9, 1), "report": (10, 0),
+        "fetch_model": (0, 1), "fetch_data": (0, 0), "fetch_tasks": (7, 2), "calibrate": (1, 0), "capture": (2, 0),
+        "allocate": (3, 2), "mask": (4, 1), "refine": (5, 0), "update": (6, 1), "reconstruct": (7, 0),
+        "assemble": (8, 1), "perplexity": (9, 0), "tasks": (9, 2), "summary": (10, 1), "report": (11, 0),
     }  # fmt: skip
     pairs: set[tuple[str, str]] = set()
     counts: dict[str, int] = defaultdict(int)
@@ -81,7 +81,7 @@ def rules(results: list[Results]) -> alt.TopLevelMixin | None:
     nodes = [
         {"rule": s, "jobs": n, "x": places[s][0], "y": places[s][1], "color": STAGES[s]} for s, n in counts.items()
     ]
-    x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[-0.5, 10.5]))
+    x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[-0.5, 11.5]))
     y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[2.5, -0.5]))
     lines = (
         alt.Chart(alt.Data(values=edges))

@@ -197,6 +197,34 @@ def reconstruction(results: list[Results]) -> alt.TopLevelMixin | None:
     return in_panels(chart, order)
 
 
+def zeros(results: list[Results]) -> alt.TopLevelMixin | None:
+    """Where are the zeros? The sparsity of every block along the model, as a line, and of its linears, as dots: what an
+    allocation or a sparsity by linear comes to, counted in what was made. Runs in which all linears have the same are
+    left out, and linears that stay dense. Of more than 12 runs, the best of every model and pattern."""
+    values, order = [], []
+    for one, model, run in panels(results, lambda run: run.allocated or isinstance(run.sparsity, dict)):
+        last = {(row["block"], row["linear"]): row for stage, row in one.stages_of(model, run) if "sparsity" in row}
+        sizes: dict[int, list[tuple[float, int]]] = defaultdict(list)
+        order.append(panel_name(results, one, model, run))
+        for (block, linear), row in last.items():
+            sizes[block].append((row["sparsity"], row["rows"] * row["columns"]))
+            values.append({"panel": order[-1], "block": block, "linear": linear, "sparsity": short(row["sparsity"])})
+        for block, found in sizes.items():
+            share = sum(sparsity * size for sparsity, size in found) / sum(size for _, size in found)
+            values.append({"panel": order[-1], "block": block, "linear": "whole block", "sparsity": short(share)})
+    if not values:
+        return None
+    blocks = len({value["block"] for value in values})
+    base = alt.Chart(alt.Data(values=values)).encode(
+        x=alt.X("block:Q", axis=alt.Axis(tickMinStep=1, tickCount=min(blocks, 6), format="d")),
+        y=alt.Y("sparsity:Q", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4, format="~%")),
+        tooltip=["panel:N", "block:O", "linear:N", alt.Tooltip("sparsity:Q", format=".2%")],
+    )
+    whole = base.mark_line(point=alt.OverlayMarkDef(size=12)).transform_filter("datum.linear == 'whole block'")
+    each = base.mark_point(size=14, opacity=0.5, color=STAGES["mask"]).transform_filter("datum.linear != 'whole block'")
+    return in_panels(alt.layer(each, whole).properties(width=190, height=120), order)
+
+
 def swaps(results: list[Results]) -> alt.TopLevelMixin | None:
     """Convergence of swaps: layer error over steps, which are swaps per row where each row has its own count, relative
     to the mask they began with; a line per linear, the median of its experts, and of blocks where there are more than

@@ -17,6 +17,7 @@ CHARTS = {
     "reduction": chart_layers.reduction,
     "depth": chart_layers.depth,
     "reconstruction": chart_layers.reconstruction,
+    "zeros": chart_layers.zeros,
     "swaps": chart_layers.swaps,
     "cost": chart_jobs.cost,
     "rules": chart_jobs.rules,

@@ -24,6 +24,7 @@ TITLES = {
     "reduction": "What refinement and update won",
     "depth": "Errors along the depth of the model",
     "reconstruction": "Blocks trained as a whole",
+    "zeros": "Sparsity along the depth of the model",
     "swaps": "Swaps",
     "cost": "Time and memory",
     "rules": "Rules",

@@ -27,6 +27,7 @@ STAGES = {  # in the order in which they are drawn
     "fetch_tasks": "#9ca3af",
     "calibrate": "#6b7280",
     "capture": "#2563eb",
+    "allocate": "#be185d",
     "mask": "#d97706",
     "refine": "#dc2626",
     "update": "#059669",

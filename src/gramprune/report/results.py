@@ -18,8 +18,12 @@ from gramprune.storage import files
 from gramprune.storage.fingerprint import canonical, short
 
 AGAIN = "it is damaged or not gramprune's: delete it, and run snakemake to have it made again"
-RECIPE = ("mask", "refine", "update", "pattern", "granularity", "propagation", "target", "reconstruct", "precision")
-USUAL = {"target": "own", "reconstruct": "none", "precision": "float32"}  # not shown to people unless a run has another
+RECIPE = (
+    "mask", "refine", "update", "pattern", "granularity", "allocation", "propagation", "target", "reconstruct",
+    "precision",
+)  # fmt: skip
+USUAL = {"allocation": "uniform", "target": "own", "reconstruct": "none", "precision": "float32"}
+"""Not shown to people unless a run has another."""
 SHOWN = ("perplexity_", "acc_")
 """How the names of the columns begin that are figures to compare; behind it stands the text or task."""
 
@@ -188,7 +192,8 @@ def read_summary(path: Path) -> list[dict[str, Any]]:
     """The summary's rows, one per model and run. Raises GrampruneError, naming it, if it is missing or damaged."""
     head = ("model", "run", *RECIPE, "sparsity")
     same = [f"same_{name}" for name in _column_names(path) if name.startswith(SHOWN)]
-    rows = read_table(path, {"model", "run", *RECIPE, *same}, head)
+    needed = [name for name in head if name != "allocation"]  # earlier tables have none
+    rows = [{"allocation": "uniform", **row} for row in read_table(path, {"model", "run", *RECIPE, *same}, needed)]
     for row in rows:
         known = ("model", "run", "sparsity") if row["run"] == "dense" else head
         if lacking := [name for name in known if row[name] is None]:
@@ -253,6 +258,7 @@ def method(row: dict[str, Any]) -> str:
         return "-"
     parts = [row["mask"], row["refine"], row["update"]]
     text = " + ".join(part for part in parts if part not in ("none", "joint")) + " joint" * (row["update"] == "joint")
+    text += f", {row['allocation']} allocation" if row["allocation"] != "uniform" else ""
     text += ", dense target" if row["target"] == "dense" else ""
     return text + (", reconstructed" if row["reconstruct"] != "none" else "")
 

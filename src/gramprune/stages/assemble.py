@@ -15,6 +15,7 @@ from gramprune.errors import GrampruneError
 from gramprune.model.checkpoint import pruned_copy
 from gramprune.model.manifest import manifest_of
 from gramprune.model.weights import Weights
+from gramprune.stages.allocated import allocated
 from gramprune.stages.pruned import dense_linear, patterns_of, pruned_linear
 from gramprune.storage import artifacts, files
 from gramprune.storage.artifacts import Artifact
@@ -25,6 +26,7 @@ RECIPE = "gramprune.json"
 def assemble(
     model: Path,  # manifest
     weights: list[Path],  # per block: what the run made of it
+    allocation: Path | None,  # that gives the linears their fractions; None: settings do
     checkpoint: Path,  # output folder
     settings: dict[str, Any],  # run; patterns: per block, its pattern and granularity
     code: str,
@@ -37,9 +39,11 @@ def assemble(
     dense = Weights(manifest["folder"])
     blocks = [artifacts.read(p, model=manifest["fingerprint"], block=i) for i, p in enumerate(weights)]
     checkpoint = Path(checkpoint)
+    fingerprint = manifest["fingerprint"]
+    patterns = [allocated(each, allocation, fingerprint, index) for index, each in enumerate(settings["patterns"])]
     with files.atomic_folder(checkpoint, checkpoint.parent / files.MARK, last=RECIPE) as folder:
         pruned_copy(Path(manifest["folder"]), folder, _stored(blocks, dense))
-        matrices = check_zeros(folder, blocks, dense, settings["patterns"])
+        matrices = check_zeros(folder, blocks, dense, patterns)
         total = sum(m["weights"] for m in matrices)
         zeros = sum(m["zeros"] for m in matrices)
         recipe = {

@@ -13,6 +13,7 @@ from gramprune.model.weights import Weights
 from gramprune.pruning.gram import layer_error
 from gramprune.pruning.masks import select_mask
 from gramprune.pruning.refine import refine_mask
+from gramprune.stages.allocated import allocated
 from gramprune.stages.pruned import (
     divided,
     each_linear,
@@ -32,6 +33,7 @@ def mask_block(
     tokens: Path,  # that the Gram matrices are of
     grams: Path,
     mask: Path | None,  # to be refined; None: one is selected
+    allocation: Path | None,  # that gives the linears their fractions; None: settings do
     output: Path,  # `<linear>.mask` (out, ⌈in/8⌉) uint8, bits
     metrics: Path,  # output
     trail: str,  # where the activations came from
@@ -48,6 +50,7 @@ def mask_block(
     """
     started, device = time.monotonic(), machine.device(device)
     manifest = manifest_of(model)
+    settings = allocated(settings, allocation, manifest["fingerprint"], block)
     found = grams_for(grams, tokens, manifest["fingerprint"], trail, block, shared)
     parents = dict(found.parents)
     if mask is not None:

@@ -14,6 +14,7 @@ from gramprune.model.weights import Weights
 from gramprune.pruning.gram import layer_error
 from gramprune.pruning.joint import prune_weight
 from gramprune.pruning.updates import update_weight
+from gramprune.stages.allocated import allocated
 from gramprune.stages.pruned import (
     block_shapes,
     divided,
@@ -35,6 +36,7 @@ def update_block(
     tokens: Path,  # that the Gram matrices are of
     grams: Path,
     mask: Path | None,  # None: a joint method chooses mask and weights
+    allocation: Path | None,  # that gives the linears their fractions; None: settings do, or the mask has them
     output: Path,  # `<linear>.weight` (out, in) in the checkpoint's dtype, `<linear>.mask` bits
     metrics: Path,  # output
     trail: str,  # where the activations came from
@@ -59,6 +61,8 @@ def update_block(
         parents["mask"] = masks_for(mask, found)
     weights = Weights(manifest["folder"])
     linears = found.linears
+    if mask is None:
+        settings = allocated(settings, allocation, fingerprint, block)
     patterns = patterns_of(settings, linears) if mask is None else {}
     pruned = parents["mask"].provenance["linears"] if mask is not None else patterns
     about = {"model": fingerprint, "block": block, **divided(linears, pruned), "damping": {}}
