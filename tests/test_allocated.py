@@ -211,7 +211,7 @@ def test_a_checkpoint_is_refused_whose_zeros_are_not_those_of_the_allocation(clo
         path = tmp_path / f"{name}.json"
         path.write_text(json.dumps({"stage": "allocate", "model": fingerprint, "blocks": blocks}))
         given = {"run": run, "patterns": patterns}
-        return assemble(folder / "model.json", masks, path, tmp_path / name / "checkpoint", given, "code")
+        return assemble(folder / "model.json", masks, tmp_path / name / "checkpoint", given, "code", path)
 
     assert assembled("as-it-was").startswith("50.0000 % of")
     blocks[1]["mlp.up_proj"] += 1 / 32

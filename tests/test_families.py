@@ -193,11 +193,12 @@ def prune_in_stages(folder, tokens, run, work):
         if recipe.reconstructed:
             reconstruct_block(
                 inputs=at["inputs"],
-                dense=dense["inputs"] if recipe.follows_dense else None,
+                dense=dense[block]["inputs"] if recipe.follows_dense else None,
                 weights=last,
                 output=(last := work / f"{block}_reconstructed"),
                 block=block,
                 settings=recipe.reconstruct_settings,
+                owners=[pruned[each] for each in pipeline.owners_of(described, block, [])],
                 batch_size=2,
                 **common,
             )

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from gramprune.errors import GrampruneError
-from gramprune.progress import Progress
 
 log = logging.getLogger(__name__)
 BETAS = (0.9, 0.95)
@@ -45,6 +44,7 @@ def train_kept(
     at_once: int | None = None,  # sequences per forward pass; only rounding depends on it
     seed: int = 0,  # of the order of sequences
     where: str = "reconstruction",  # for messages
+    done: Callable[[int], None] = lambda sequences: None,  # is told after every step how many more it was of
 ) -> dict[str, Any]:
     """Train by Adam, and keep what was best on the sequences that are held out, the weights at the start included.
 
@@ -76,7 +76,6 @@ def train_kept(
     if not math.isfinite(losses[0]):
         raise GrampruneError(f"{where}: the pruned block gives NaN or infinite values; raise the update's damping.")
     kept = [parameter.detach().clone() for parameter in parameters]
-    count = Progress(where, epochs * len(trained))
     for epoch in range(1, epochs + 1):
         order = [trained[place] for place in torch.randperm(len(trained), generator=shuffled).tolist()]
         for start in range(0, len(order), batch_size):
@@ -90,7 +89,7 @@ def train_kept(
                     parameter.grad.mul_(mask)
             optimizer.step()
             rate.step()
-            count.step(len(batch))
+            done(len(batch))
         losses.append(measured())
         if losses[-1] < losses[best]:  # never where it is not a number
             best = epoch

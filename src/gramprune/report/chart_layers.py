@@ -203,7 +203,11 @@ def zeros(results: list[Results]) -> alt.TopLevelMixin | None:
     left out, and linears that stay dense. Of more than 12 runs, the best of every model and pattern."""
     values, order = [], []
     for one, model, run in panels(results, lambda run: run.allocated or isinstance(run.sparsity, dict)):
-        last = {(row["block"], row["linear"]): row for stage, row in one.stages_of(model, run) if "sparsity" in row}
+        last = {
+            (row["block"], row["linear"]): row
+            for stage, row in one.stages_of(model, run)
+            if row.get("sparsity") is not None
+        }
         sizes: dict[int, list[tuple[float, int]]] = defaultdict(list)
         order.append(panel_name(results, one, model, run))
         for (block, linear), row in last.items():

@@ -26,10 +26,10 @@ RECIPE = "gramprune.json"
 def assemble(
     model: Path,  # manifest
     weights: list[Path],  # per block: what the run made of it
-    allocation: Path | None,  # that gives the linears their fractions; None: settings do
     checkpoint: Path,  # output folder
     settings: dict[str, Any],  # run; patterns: per block, its pattern and granularity
     code: str,
+    allocation: Path | None = None,  # that gives the linears their fractions; None: settings do
 ) -> str:
     """Write the checkpoint's folder, with what was done in `gramprune.json`; return the sparsity for people.
 

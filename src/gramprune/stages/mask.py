@@ -33,7 +33,6 @@ def mask_block(
     tokens: Path,  # that the Gram matrices are of
     grams: Path,
     mask: Path | None,  # to be refined; None: one is selected
-    allocation: Path | None,  # that gives the linears their fractions; None: settings do
     output: Path,  # `<linear>.mask` (out, ⌈in/8⌉) uint8, bits
     metrics: Path,  # output
     trail: str,  # where the activations came from
@@ -43,6 +42,7 @@ def mask_block(
     code: str,
     device: str,
     shared: Iterable[Path] = (),  # the dense model's Gram matrices of all blocks that work with what this one prunes
+    allocation: Path | None = None,  # that gives the linears their fractions; None: settings do
 ) -> str:
     """Choose the mask of every linear of a block from its dense weight and Gram matrix, or improve the one it has.
 

@@ -26,7 +26,7 @@ from gramprune.model.blocks import HIDDEN, Blocks, open_blocks
 from gramprune.model.keys import Keys
 from gramprune.model.manifest import manifest_of
 from gramprune.model.products import rows_of_part
-from gramprune.progress import progress
+from gramprune.progress import Progress, progress
 from gramprune.pruning.reconstruct import Outputs, train_kept
 from gramprune.stages.pruned import (
     block_shapes,
@@ -96,6 +96,7 @@ def reconstruct_block(
             common = blocks.shared(block)
             trained = _trained(module, parents["weights"], keys, prefix, trains, common, where)
             blocks.model.requires_grad_(False)
+            count = Progress(f"reconstruction of {where}", options["epochs"] * samples, unit="sequences")
             result = train_kept(
                 partial(_outputs, blocks, given, parents["tokens"], parents["inputs"]),
                 lambda numbers: [_rows(aims, name, numbers).to(device) for name in aims.names],
@@ -105,6 +106,7 @@ def reconstruct_block(
                 **options,
                 at_once=batch_size,
                 where=f"reconstruction of {where}",
+                done=count.step,
             )
             made = {"threads": torch.get_num_threads(), "device": device, "batch_size": batch_size}
             made = artifacts.provenance("reconstruct", settings, code, parents, **about, **made)

@@ -36,7 +36,6 @@ def update_block(
     tokens: Path,  # that the Gram matrices are of
     grams: Path,
     mask: Path | None,  # None: a joint method chooses mask and weights
-    allocation: Path | None,  # that gives the linears their fractions; None: settings do, or the mask has them
     output: Path,  # `<linear>.weight` (out, in) in the checkpoint's dtype, `<linear>.mask` bits
     metrics: Path,  # output
     trail: str,  # where the activations came from
@@ -46,6 +45,7 @@ def update_block(
     code: str,
     device: str,
     shared: Iterable[Path] = (),  # the dense model's Gram matrices of all blocks that work with what this one prunes
+    allocation: Path | None = None,  # that gives the linears their fractions; None: settings do, or the mask has them
 ) -> str:
     """Compute the pruned weights of every linear of a block.
 
