@@ -75,6 +75,11 @@ class Run(Section):
         description="What a pruned linear is to be like: itself before, or its place in the dense model, so that it "
         "makes up for the blocks before too (with `propagation: pruned` and an update).",
     )
+    bias: Literal["kept", "compensated"] = Field(
+        "kept",
+        description="Whether the bias of a linear that has one makes up for what pruning does to the mean of its "
+        "outputs; masks and updates then see its inputs minus their mean (with `target: own` and an update).",
+    )
     reconstruct: ReconstructMethod = Field(
         NoReconstruction(method="none"),
         description="Whether the kept weights of every block are trained afterwards, all matrices of it together.",
@@ -130,6 +135,14 @@ class Run(Section):
             )
         if self.retargeted and not self.updated:
             raise ValueError("target 'dense' moves weights, but update 'none' keeps them as they were; use an update")
+        if self.bias == "compensated" and (self.retargeted or not self.updated):
+            found = (
+                "target 'dense' aims at outputs with another mean" if self.retargeted else "update 'none' moves none"
+            )
+            raise ValueError(
+                f"bias 'compensated' moves biases together with weights, but {found}; use target 'own' and an update, "
+                "or bias 'kept'"
+            )
         if self.granularity == "matrix" and patterns.grouped(self.sparsity):
             raise ValueError(
                 f"granularity 'matrix' says where a fraction is counted, but sparsity "
@@ -244,7 +257,8 @@ class Run(Section):
     @property
     def problem_settings(self) -> dict[str, Any]:
         """Which weights the pruned ones are to be like, and in which dtype that is computed: for all its stages."""
-        return {"precision": self.precision, "target": self.target.model_dump()}
+        moved = {"bias": self.bias} if self.bias != "kept" else {}
+        return {"precision": self.precision, "target": self.target.model_dump(), **moved}
 
     @property
     def pattern_settings(self) -> dict[str, Any]:
@@ -254,8 +268,8 @@ class Run(Section):
 
     @property
     def described(self) -> dict[str, Any]:
-        """All its settings; allocation and reconstruction only where there are some."""
-        there = {"allocation": self.allocated, "reconstruct": self.reconstructed}
+        """All its settings; allocation, bias and reconstruction only where there is something."""
+        there = {"allocation": self.allocated, "bias": self.bias != "kept", "reconstruct": self.reconstructed}
         return self.model_dump(exclude={name for name, whether in there.items() if not whether})
 
     @property
@@ -276,6 +290,8 @@ class Run(Section):
             parts.append(self.precision)
         if self.retargeted:
             parts.append("to-" + _slug(self.target))
+        if self.bias != "kept":
+            parts.append(f"bias-{self.bias}")
         return "_".join(parts)
 
     @property

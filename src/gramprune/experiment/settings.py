@@ -412,6 +412,7 @@ class Settings(Section):
                     "allocation": run.allocation.method,
                     "propagation": run.propagation,
                     "target": run.target.method,
+                    "bias": run.bias,
                     "reconstruct": run.reconstruct.method,
                     "precision": run.precision,
                 }

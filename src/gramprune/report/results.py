@@ -19,10 +19,10 @@ from gramprune.storage.fingerprint import canonical, short
 
 AGAIN = "it is damaged or not gramprune's: delete it, and run snakemake to have it made again"
 RECIPE = (
-    "mask", "refine", "update", "pattern", "granularity", "allocation", "propagation", "target", "reconstruct",
+    "mask", "refine", "update", "pattern", "granularity", "allocation", "propagation", "target", "bias", "reconstruct",
     "precision",
 )  # fmt: skip
-USUAL = {"allocation": "uniform", "target": "own", "reconstruct": "none", "precision": "float32"}
+USUAL = {"allocation": "uniform", "target": "own", "bias": "kept", "reconstruct": "none", "precision": "float32"}
 """Not shown to people unless a run has another."""
 SHOWN = ("perplexity_", "acc_")
 """How the names of the columns begin that are figures to compare; behind it stands the text or task."""

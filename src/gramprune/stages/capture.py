@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from gramprune import machine
 from gramprune.errors import GrampruneError
 from gramprune.model.blocks import Flow, open_blocks
 from gramprune.model.keys import Keys
 from gramprune.model.manifest import manifest_of
-from gramprune.model.products import Products, name_of, part_name, rows_of_part
+from gramprune.model.products import Matrix, Products, name_of, part_name, rows_of_part
 from gramprune.model.routing import all_experts
 from gramprune.pruning.numerics import finite
 from gramprune.stages.experts import fall_back
@@ -159,10 +160,24 @@ def _describe(
             "turned": turned,  # between the files and the model
             "gram": first.shares.get(name),
             "tokens": first.tokens.get(name, 0),
+            **_bias(module, matrix, keys, prefix),
         }
         used = rows_of_part(parameters[matrix.parameter], matrix.part, matrix.parts)
         _check_place(described[name], keys, used.T if matrix.transposed else used, f"{where}, {name}")
     return described
+
+
+def _bias(module: nn.Module, matrix: Matrix, keys: Keys, prefix: str) -> dict[str, Any]:
+    """Name and place of the bias that a linear adds to its outputs, if it has one of its own in the files."""
+    owner, _, leaf = matrix.parameter.rpartition(".")
+    layer = module.get_submodule(owner)
+    bias = getattr(layer, "bias", None)
+    if leaf != "weight" or not isinstance(layer, nn.Linear | Conv1D) or bias is None or matrix.part is not None:
+        return {}
+    try:
+        return {"bias": f"{owner}.bias", "bias_place": keys.place(f"{prefix}.{owner}.bias")[0]}
+    except GrampruneError:
+        return {}
 
 
 def _write_grams(

@@ -18,6 +18,7 @@ from gramprune.errors import GrampruneError
 from gramprune.model import places
 from gramprune.model.products import rows_of_part
 from gramprune.model.weights import Weights
+from gramprune.pruning.bias import centred, compensated
 from gramprune.pruning.gram import Gram, layer_error
 from gramprune.pruning.numerics import finite
 from gramprune.pruning.sparsity import Pattern
@@ -96,14 +97,15 @@ def divided(linears: dict[str, Any], pruned: Iterable[str]) -> dict[str, dict[st
 def each_linear(
     grams: Grams,
     weights: Weights,
-    settings: dict[str, Any],  # precision, target
+    settings: dict[str, Any],  # precision, target, bias
     device: str,
     pruned: Iterable[str],  # names; others are left out
 ) -> Iterator[tuple[str, Tensor, Gram]]:
     """Name, weight (out, in) and Gram matrix of linears of a block, in the precision that is asked for.
 
     The weight is the one that the pruned weight is to be like: the dense one, or what the target makes of it; for one
-    that several blocks work with, and for experts, the dense one.
+    that several blocks work with, and for experts, the dense one. Where a linear's bias makes up for the mean of its
+    outputs, the Gram matrix is that of its inputs minus their mean.
     Linears that share a matrix come together: it is read once, its factorisations are computed once, and one is in
     memory at a time.
     """
@@ -111,11 +113,12 @@ def each_linear(
     block, linears = grams.own.provenance["block"], divided(grams.linears, pruned)["linears"]
     having: dict[tuple, list[str]] = defaultdict(list)
     for name in linears:
-        having[grams.terms(name)].append(name)
-    for terms, names in sorted(having.items()):
+        having[grams.terms(name), compensates(linears[name], settings)].append(name)
+    for (terms, around_mean), names in sorted(having.items()):
         first, where = linears[names[0]], f"block {block}, {names[0]}"
         sums = grams.read(terms, ".sum", device, dtype)
         gram = Gram(grams.read(terms, "", device, dtype), where, sums, _tokens(grams, names[0]))
+        gram = centred(gram) if around_mean else gram
         # A token may go to other experts in the dense model; what several blocks share sees the dense model's inputs.
         aims = target["method"] == "dense" and first["part"] is None and "shared" not in first
         cross = grams.read(terms, ".cross", device, dtype) if aims else None
@@ -124,6 +127,20 @@ def each_linear(
             dense = dense_linear(linears[name], weights).to(device, dtype)
             yield name, dense if cross is None else retarget_weight(dense, gram, cross, target["pull"]), gram
             del dense  # before the next is read
+
+
+def compensates(linear: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether a linear's bias is to make up for the mean of its outputs."""
+    return settings.get("bias") == "compensated" and "bias" in linear and "shared" not in linear
+
+
+def new_bias(grams: Grams, name: str, weights: Weights, weight: Tensor, new: Tensor) -> Tensor:
+    """The bias (out,), in the stored dtype, of a linear whose weight (out, in) has become `new`."""
+    linear = grams.linears[name]
+    mean = grams.read(grams.terms(name), ".sum", str(weight.device), torch.float64) / _tokens(grams, name)
+    bias = places.read(linear["bias_place"], weights)[0]
+    made = compensated(bias.to(weight.device), weight, new, mean)
+    return fitting(made, bias.dtype, f"block {grams.own.provenance['block']}, {linear['bias']}")
 
 
 def _tokens(grams: Grams, name: str) -> int | None:

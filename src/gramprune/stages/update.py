@@ -17,12 +17,14 @@ from gramprune.pruning.updates import update_weight
 from gramprune.stages.allocated import allocated
 from gramprune.stages.pruned import (
     block_shapes,
+    compensates,
     divided,
     each_linear,
     fitting,
     grams_for,
     masks_for,
     measures,
+    new_bias,
     patterns_of,
     plain,
     read_mask,
@@ -36,12 +38,12 @@ def update_block(
     tokens: Path,  # that the Gram matrices are of
     grams: Path,
     mask: Path | None,  # None: a joint method chooses mask and weights
-    output: Path,  # `<linear>.weight` (out, in) in the checkpoint's dtype, `<linear>.mask` bits
+    output: Path,  # `<linear>.weight` (out, in) in the checkpoint's dtype, `<linear>.mask` bits, `<bias>.values`
     metrics: Path,  # output
     trail: str,  # where the activations came from
     block: int,
     labels: dict[str, str],  # what the metrics are found by
-    settings: dict[str, Any],  # method, options, precision, target; for a joint method also pattern, granularity
+    settings: dict[str, Any],  # method, options, precision, target, bias; for a joint method also pattern, granularity
     code: str,
     device: str,
     shared: Iterable[Path] = (),  # the dense model's Gram matrices of all blocks that work with what this one prunes
@@ -66,7 +68,9 @@ def update_block(
     patterns = patterns_of(settings, linears) if mask is None else {}
     pruned = parents["mask"].provenance["linears"] if mask is not None else patterns
     about = {"model": fingerprint, "block": block, **divided(linears, pruned), "damping": {}}
-    shapes = block_shapes(about["linears"], {}, weights)
+    moved = {name: linears[name] for name in pruned if compensates(linears[name], settings)}
+    about["parameters"] = {linear["bias"]: linear["bias_place"] for linear in moved.values()}
+    shapes = block_shapes(about["linears"], about["parameters"], weights)
     written = artifacts.provenance("weights", settings, code, parents, **about)
     rows = []
     with artifacts.writing(output, shapes, written) as writer:
@@ -80,6 +84,9 @@ def update_block(
             new = fitting(new, places.dtype(linears[name]["place"], weights), gram.name)
             writer.append(f"{name}.weight", new)
             writer.append(f"{name}.mask", artifacts.pack_mask(kept))
+            if name in moved:
+                made = new_bias(found, name, weights, weight, new)
+                writer.append(f"{moved[name]['bias']}.values", made)
             if "damping" in stats:
                 written["damping"][name] = stats["damping"]
             before = layer_error(weight, weight.where(kept, 0), gram)
