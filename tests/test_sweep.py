@@ -62,8 +62,15 @@ def test_a_recipe_says_what_the_run_does_not(recipe, sparsity):
 
 
 def test_settings_without_sweeps_are_taken_again_as_they_are():
-    chosen = settings.load({**BASE, "runs": [{"recipe": ["best", "fast"], "sparsity": [0.5, "2:4"]}]})
+    usual = {"refine": "none", "update": "none", "target": "own", "granularity": "row", "reconstruct": "none"}
+    swept = [{"recipe": "best", "name": key, "sparsity": 0.5, key: value} for key, value in usual.items()]
+    swept[1] = {"recipe": "admm", "name": "update", "sparsity": 0.5, "update": "none"}  # `best` needs one
+    swept.append({"recipe": ["best", "fast"], "sparsity": [0.5, "2:4"]})
+    chosen = settings.load({**BASE, "runs": swept})
     assert settings.load(chosen.model_dump()) == chosen
+    for key, value in usual.items():  # a default that stands before the recipe's value
+        (run,) = (run for run in chosen.runs if run.name == key)
+        assert getattr(run, key) == value or getattr(run, key).method == value
     assert settings.load({**chosen.experiment, "results": chosen.results}).runs == chosen.runs
 
 

@@ -24,6 +24,7 @@ from gramprune.experiment.options import (
     Positive,
     Section,
 )
+from gramprune.experiment.recipes import RECIPES
 from gramprune.experiment.run import Run
 from gramprune.model.demo import DEMOS
 from gramprune.storage.fingerprint import short
@@ -423,7 +424,10 @@ class Settings(Section):
     def experiment(self) -> dict[str, Any]:
         """The configuration without what changes no figure, and without defaults; `load` takes it again."""
         elsewhere = {"device", "batch_size", "threads", "results", "keep"}
-        return self.model_dump(exclude=elsewhere, exclude_defaults=True, mode="json")
+        found = self.model_dump(exclude=elsewhere, exclude_defaults=True, mode="json")
+        for run, dumped in zip(self.runs, found["runs"], strict=True):  # a default may stand before a recipe's value
+            dumped |= run.model_dump(include=set(RECIPES.get(run.recipe or "", ())), mode="json")
+        return found
 
 
 def load(config: Any, everything: bool = False) -> Settings:
