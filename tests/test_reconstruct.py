@@ -6,11 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from families import config
+from conftest import changed
+from families import config as family
 from safetensors import safe_open
 from test_families import hidden_states, prune_in_stages
 
 from gramprune.errors import GrampruneError
+from gramprune.experiment import checks, pipeline
 from gramprune.pruning import reconstruct
 from gramprune.pruning.reconstruct import loss, spread, train_kept
 from gramprune.storage import artifacts
@@ -161,7 +163,7 @@ def made(request, tmp_path_factory):
     torch.manual_seed(0)
     options, dtype = TRAINED[request.param]
     folder = tmp_path_factory.mktemp(request.param)
-    AutoModelForCausalLM.from_config(config(request.param, initializer_range=0.1)).to(dtype).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(family(request.param, initializer_range=0.1)).to(dtype).save_pretrained(folder)
     tokens = torch.randint(0, 160, (64, 24), generator=torch.Generator().manual_seed(0))
     run = {"sparsity": 0.5, "mask": "wanda", "update": "admm", "propagation": "pruned"}
     for name, more in {
@@ -219,3 +221,21 @@ def test_the_same_bits_come_out_again(made, tmp_path):
     prune_in_stages(folder, tokens, run, tmp_path)
     files = [place / "checkpoint/model.safetensors" for place in (folder / "with", tmp_path)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_in_the_workflow_only_what_comes_after_it_runs_again(config, clone, monkeypatch):
+    run = {"name": "trained", "sparsity": 0.5, "mask": "wanda", "update": "admm", "propagation": "dense"}
+    run["reconstruct"] = {"method": "block", "epochs": 2, "batch_size": 4}
+    more = changed(config, lambda new: new["runs"].append(run))
+    planned = clone.planned(more)
+    monkeypatch.chdir(clone.folder)
+    assert sum(planned.values()) == planned["reconstruct", "trained"] + planned["update", "trained"] + 4  # and the end
+    found = pipeline.jobs(*checks.check({**more, "results": str(clone.folder / "elsewhere")}))
+    assert sum(key[0] == "reconstruct" for key in found) == planned["reconstruct", "trained"] == 3
+    clone.run(config=more)
+    rows = [json.loads(path.read_text()) for path in sorted(clone.folder.glob("results/tiny/trained/*/recon*.json"))]
+    assert [len(row["curve"]) for row in rows] == [3, 3, 3]
+    assert "Blocks trained as a whole" in (clone.folder / "results/report.html").read_text()
+    again = clone.planned(changed(more, lambda new: new["runs"][-1]["reconstruct"].update(epochs=3)))
+    assert again["reconstruct", "trained"] == 3 and sum(again.values()) == 3 + 4
+    assert sum(clone.planned(changed(more, lambda new: new["runs"].pop())).values()) == 2  # only the tables
