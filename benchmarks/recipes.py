@@ -38,8 +38,8 @@ import torch
 
 import gramprune as gp
 from gramprune.evaluation.perplexity import perplexity, windows
+from gramprune.experiment.inputs import EMBEDDED, Dataset
 from gramprune.experiment.recipes import RECIPES as NAMED
-from gramprune.experiment.settings import EMBEDDED, Dataset
 from gramprune.model.blocks import open_blocks
 from gramprune.model.demo import DEMOS, train
 from gramprune.model.products import Matrix, Products, rows_of_part

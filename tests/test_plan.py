@@ -14,8 +14,8 @@ from conftest import Clone, changed, copied
 from gramprune import machine
 from gramprune.experiment import checks, measured, outputs, pipeline, resources
 from gramprune.experiment.measured import Measured
+from gramprune.experiment.needs import MIB, Need
 from gramprune.experiment.pipeline import Job
-from gramprune.experiment.resources import MIB, Need
 from gramprune.model.demo import DEMOS
 
 UNSHARE = ["unshare", "--user", "--map-root-user", "--net"]

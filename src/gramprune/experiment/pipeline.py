@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from gramprune.experiment import resources
-from gramprune.experiment.resources import Need
+from gramprune.experiment.needs import Need
 from gramprune.experiment.run import Run
 from gramprune.experiment.settings import Settings
 from gramprune.model.demo import DEMOS

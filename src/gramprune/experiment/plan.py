@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from gramprune.experiment import patterns, pipeline
+from gramprune.experiment.needs import DEVICES, GIB, Need
 from gramprune.experiment.options import OwnTarget
 from gramprune.experiment.pipeline import Job, Key
-from gramprune.experiment.resources import DEVICES, GIB, Need
 from gramprune.experiment.settings import Settings
 from gramprune.model.layout import selected, weights_of
 from gramprune.progress import duration

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from gramprune.errors import GrampruneError, shorter
 from gramprune.experiment import pipeline, settings
 from gramprune.experiment.measured import Measured, times
+from gramprune.experiment.needs import Need
 from gramprune.experiment.pipeline import Job, Key
-from gramprune.experiment.resources import Need
 from gramprune.experiment.run import Run
 from gramprune.experiment.settings import Settings
 from gramprune.report import results as tables
