@@ -150,7 +150,7 @@ TRAINED = {
 }
 
 
-QUICK = ("llama", "opt")
+QUICK = ("llama",)
 
 
 @pytest.fixture(
@@ -223,6 +223,7 @@ def test_the_same_bits_come_out_again(made, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_in_the_workflow_only_what_comes_after_it_runs_again(config, clone, monkeypatch):
     run = {"name": "trained", "sparsity": 0.5, "mask": "wanda", "update": "admm", "propagation": "dense"}
     run["reconstruct"] = {"method": "block", "epochs": 2, "batch_size": 4}

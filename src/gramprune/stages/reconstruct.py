@@ -13,7 +13,6 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -85,8 +84,8 @@ def reconstruct_block(
     # Weights stay in float32; on a GPU products may be computed in the model's own bfloat16.
     half = device != "cpu" and parents["inputs"].dtype(HIDDEN) == torch.bfloat16
     cast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half)
-    with TemporaryDirectory(dir=Path(output).parent, prefix=".aims-") as folder, cast:
-        path, aimed = Path(folder, "aims.safetensors"), parents.get("dense", parents["inputs"])
+    aimed = parents.get("dense", parents["inputs"])
+    with _scratch(Path(output).with_name("aims.safetensors")) as path, cast:
         with blocks.loaded(block) as module, regions(module, region, parents["weights"]) as given, torch.no_grad():
             look = partial(_outputs, blocks, given, parents["tokens"], aimed)
             _write_aims(path, look, samples, batch_size, f"dense {where}")
@@ -115,6 +114,15 @@ def reconstruct_block(
     first, best = result["losses"][0], result["losses"][result["best"]]
     write_metrics(metrics, "reconstruct", labels, started, rows, curve=result["losses"], best=result["best"])
     return f"loss {first:.4g} to {best:.4g} in epoch {result['best']} of {options['epochs']}"
+
+
+@contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """A file that is there for a while. Of a job that is killed it stays, and the next one writes over it."""
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _write_aims(path: Path, look: Outputs, samples: int, batch_size: int, what: str) -> None:
