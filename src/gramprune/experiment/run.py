@@ -33,7 +33,7 @@ from gramprune.storage.fingerprint import canonical, short
 
 
 class Run(Section):
-    """One recipe: sparsity × mask × refinement × update × propagation × target × reconstruction.
+    """One recipe: sparsity × allocation × mask × refinement × update × propagation × target × reconstruction.
 
     A list in the place of a value, of a method's option too, stands for a run per value; several lists stand for all
     combinations that can be.
