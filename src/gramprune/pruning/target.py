@@ -3,7 +3,8 @@
 With the inputs X_p of the pruned and X_d of the dense model and `C = X_pᵀX_d`, pruning against ‖X_d Wᵀ − X_p Vᵀ‖² is,
 up to a constant, pruning the weights `W̃ᵀ = (G + λI)⁻¹ (C + λI) Wᵀ` against their own Gram matrix `G = X_pᵀX_p`. So
 masks, refinements and updates work on (W̃, G) as on (W, G), and make up for what the blocks before have lost.
-λ pulls towards the dense weights: without it the calibration text is learnt by heart.
+λ pulls towards the dense weights: without it the calibration text is learnt by heart. Both inputs in one problem are
+GPTAQ's idea (arXiv 2504.02692), for quantisation.
 """
 
 from __future__ import annotations
