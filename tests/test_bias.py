@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from families import config
+from families import config as family
+from problems import assert_sentence
 from test_families import hidden_states, prune_in_stages
 
 import gramprune as gp
 from gramprune.errors import GrampruneError
+from gramprune.experiment import checks
 from gramprune.experiment.run import Run
 from gramprune.pruning.bias import centred, compensated, mean_input
 from gramprune.storage import artifacts
@@ -82,13 +84,25 @@ def test_a_run_that_moves_no_bias_or_aims_elsewhere_is_refused(change):
         Run.model_validate({"mask": "wanda", "sparsity": 0.5, "bias": "compensated", **change})
 
 
+def test_a_model_without_biases_is_refused_while_planning(config_of_clone):
+    with pytest.raises(GrampruneError) as caught:
+        checks.check(config_of_clone)
+    assert_sentence(caught, "run 'moved': bias: no linear of the model tiny", "has a bias", "leave it out")
+
+
+@pytest.fixture
+def config_of_clone(config, tmp_path):
+    run = {"name": "moved", "sparsity": 0.5, "mask": "wanda", "update": "admm", "bias": "compensated"}
+    return {**config, "results": str(tmp_path / "results"), "runs": [run]}
+
+
 @pytest.mark.parametrize("name", ["opt", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_a_model_with_biases_comes_nearer_to_the_dense_one_and_no_other_bias_moves(name, tmp_path):
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config(name, initializer_range=0.1))
+    model = AutoModelForCausalLM.from_config(family(name, initializer_range=0.1))
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if key.endswith("bias"):

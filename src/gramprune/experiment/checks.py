@@ -152,6 +152,12 @@ def check_run(found: dict[str, Any], model: str, chosen: Settings, run: Run) -> 
                 pruned += 1
     if not pruned:
         raise GrampruneError(f"config: run {run.name!r}: sparsity: every linear of the model {model} stays dense.")
+    if run.bias == "compensated" and not any(
+        set(block["biases"]) & set(names) for block, names in zip(found["blocks"], linears, strict=True)
+    ):
+        raise GrampruneError(
+            f"config: run {run.name!r}: bias: no linear of the model {model} that is pruned has a bias; leave it out."
+        )
     if run.allocated:
         check_allocation(found, model, chosen, run)
 

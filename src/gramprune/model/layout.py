@@ -54,7 +54,8 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
     `blocks[i]["linears"]` maps a linear's name to `rows`, `columns` and `input`, the first linear with the same input.
     Experts that are one parameter are one entry, with their number as `experts` and how many of them a token sees as
     `active`; an expert's own name is that of the entry with its number behind a dot. `blocks[i]["all_experts"]` tells
-    whether the routers can be made to send every token to every expert.
+    whether the routers can be made to send every token to every expert; `blocks[i]["biases"]` names the linears that
+    have a bias.
     `blocks[i]["dense"]` maps the other matrices, such as those that have no part in a product or choose experts, to
     their sizes: they stay as they are. What stands in several blocks is listed in one of them, the first that works
     with it; `blocks[i]["repeated"]` maps the parameters that are another's to their sizes. `blocks[i]["shared"]` maps
@@ -239,8 +240,10 @@ def _tried(
         _refuse_hidden_gifts(blocks, index, flow | {HIDDEN: hidden}, left[HIDDEN])
     linears = _linears(seen, tokens=2 * TRIED)
     experts = max((linear.get("experts", 1) for linear in linears.values()), default=1)
+    names = {name for name, _ in blocks[index].named_parameters()}
     described = {
         "linears": linears,
+        "biases": [name for name in linears if f"{name}.bias" in names],
         **({"all_experts": _can_send_all(blocks, index, experts, flow | {HIDDEN: hidden})} if experts > 1 else {}),
         "dense": {name: sizes[name] for name in large if name not in linears},
         "parameters": sum(sizes.values()),

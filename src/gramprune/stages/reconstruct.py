@@ -26,7 +26,7 @@ from gramprune.model.keys import Keys
 from gramprune.model.manifest import manifest_of
 from gramprune.model.products import rows_of_part
 from gramprune.progress import Progress, progress
-from gramprune.pruning.reconstruct import Outputs, train_kept
+from gramprune.pruning.reconstruct import Outputs, spread, train_kept
 from gramprune.stages.pruned import (
     block_shapes,
     fitting,
@@ -95,7 +95,11 @@ def reconstruct_block(
             common = blocks.shared(block)
             trained = _trained(module, parents["weights"], keys, prefix, trains, common, where)
             blocks.model.requires_grad_(False)
-            count = Progress(f"reconstruction of {where}", options["epochs"] * samples, unit="sequences")
+            count = Progress(
+                f"reconstruction of {where}",
+                options["epochs"] * (samples - len(spread(samples, options["held_out"]))),
+                unit="sequences",
+            )
             result = train_kept(
                 partial(_outputs, blocks, given, parents["tokens"], parents["inputs"]),
                 lambda numbers: [_rows(aims, name, numbers).to(device) for name in aims.names],
