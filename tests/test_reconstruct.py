@@ -8,11 +8,12 @@ import pytest
 import torch
 from conftest import changed
 from families import config as family
+from problems import assert_sentence
 from safetensors import safe_open
 from test_families import hidden_states, prune_in_stages
 
 from gramprune.errors import GrampruneError
-from gramprune.experiment import checks, pipeline
+from gramprune.experiment import checks, pipeline, settings
 from gramprune.pruning import reconstruct
 from gramprune.pruning.reconstruct import loss, spread, train_kept
 from gramprune.storage import artifacts
@@ -240,3 +241,30 @@ def test_in_the_workflow_only_what_comes_after_it_runs_again(config, clone, monk
     again = clone.planned(changed(more, lambda new: new["runs"][-1]["reconstruct"].update(epochs=3)))
     assert again["reconstruct", "trained"] == 3 and sum(again.values()) == 3 + 4
     assert sum(clone.planned(changed(more, lambda new: new["runs"].pop())).values()) == 2  # only the tables
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"learning_rate": "fast"}, ("learning_rate: expected `auto` or a number above 0", "'fast'")),
+        ({"learning_rate": 0}, ("learning_rate: expected `auto` or a number above 0", "found 0")),
+        ({"train": "weights"}, ("train is 'weights'", "a list")),
+        ({"train": []}, ("train is []", "one entry at least")),
+        ({"held_out": 1}, ("held_out is 1", "less than 1")),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_one_sentence(config, options, words):
+    run = {"recipe": "wanda", "sparsity": 0.5, "reconstruct": {"method": "block", **options}}
+    with pytest.raises(GrampruneError) as caught:
+        settings.load({**config, "runs": [run]})
+    assert_sentence(caught, "config: runs[0].reconstruct.", *words)
+
+
+def test_what_is_trained_is_a_list_and_a_list_of_lists_is_a_sweep(config):
+    trains = [["weights"], ["weights", "norms"]]
+    run = {"name": "t", "recipe": "wanda", "sparsity": 0.5, "reconstruct": {"method": "block", "train": trains}}
+    found = settings.load({**config, "runs": [run]}).runs
+    assert [(each.name, each.reconstruct.train) for each in found] == [
+        ("t-trainweights", trains[0]), ("t-trainweights-norms", trains[1])
+    ]  # fmt: skip

@@ -6,7 +6,7 @@ Every option has the name and the default of a parameter of the method's functio
 from __future__ import annotations
 
 from contextlib import suppress
-from math import comb
+from math import comb, inf
 from typing import Annotated, Any, Literal, Union, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -32,6 +32,17 @@ NotNegative = Annotated[float, Field(ge=0), AS_TEXT]
 AboveZero = Annotated[float, Field(gt=0), AS_TEXT]
 
 
+def _auto_or_above_zero(value: Any) -> Any:
+    """Raises ValueError, once, for what is neither; of a union there would be an error for each of its types."""
+    number = value if value == "auto" else _number(value)
+    if number != "auto" and not (isinstance(number, int | float) and 0 < number < inf):
+        raise ValueError(f"expected `auto` or a number above 0; found {value!r}")
+    return number
+
+
+AutoOrAboveZero = Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], BeforeValidator(_auto_or_above_zero)]
+
+
 class Section(BaseModel):
     """A mapping in config.yaml: unknown keys are refused."""
 
@@ -40,6 +51,7 @@ class Section(BaseModel):
 
 DAMPING = "Added to the Gram matrix's diagonal, in units of its mean."
 ALPHA = "Half the range of the blocks' fractions; by default 0.04 at 50 %, 0.1 at 60 % and 0.15 at 70 %."
+Alpha = Annotated[float, Field(gt=0, le=0.5), AS_TEXT]
 MRP_PATTERNS = 256
 SCALED_DAMPING = "Added to the unit diagonal: pulls towards the dense weights."
 
@@ -210,7 +222,7 @@ class BlockReconstruction(Section):
 
     method: Literal["block"]
     epochs: Positive = Field(5, description="Passes over the calibration sequences.")
-    learning_rate: Literal["auto"] | AboveZero = Field(
+    learning_rate: AutoOrAboveZero = Field(
         "auto", description="Of Adam, at its highest; auto is a fiftieth of the size of a matrix' kept weights."
     )
     batch_size: Positive = Field(8, description="Sequences per step.")
@@ -260,14 +272,14 @@ class Dlp(Section):
     """Fewer zeros for blocks with a low median of Wanda's scores (arXiv 2505.23807)."""
 
     method: Literal["dlp"]
-    alpha: AboveZero | None = Field(None, description=ALPHA)
+    alpha: Alpha | None = Field(None, description=ALPHA)
 
 
 class ErrorAllocation(Section):
     """The next zero costs as much in every block: the relative error that all blocks from there on will see."""
 
     method: Literal["error"]
-    alpha: AboveZero | None = Field(None, description=ALPHA)
+    alpha: Alpha | None = Field(None, description=ALPHA)
 
 
 def _from_name(value: Any) -> Any:

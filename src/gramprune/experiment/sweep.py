@@ -127,4 +127,5 @@ def _further(path: tuple[str, ...], value: Any) -> list[str]:
 def _texts(values: list[Any]) -> list[str]:
     """Methods and numbers as parts of a name; what is absent or none says nothing."""
     texts = [value.get("method") if isinstance(value, dict) else value for value in values]
+    texts = ["-".join(map(str, text)) if isinstance(text, list) else text for text in texts]
     return [str(text).replace(":", "of") for text in texts if text not in (None, "none")]
