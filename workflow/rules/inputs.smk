@@ -1,4 +1,4 @@
-# What each rule reads and writes, of its wildcards: which files, and what more it is told.
+# Of the wildcards: which files are read and written, and what more a job is told.
 
 
 def block_number(w):
