@@ -214,11 +214,11 @@ def config(tiny_model, texts) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def clone(config, shared, tmp_path_factory) -> Clone:
     """A clone in which the whole experiment has run once. Tests only read it, or put back what they change.
 
-    It runs once, and every test process has a copy of its own.
+    It runs once, and every file of tests has a copy of its own: what one forgets to put back misleads no other.
     """
 
     def make(folder: Path) -> None:
