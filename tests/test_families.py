@@ -102,6 +102,21 @@ def test_a_block_alone_gives_the_whole_models_outputs_to_the_last_places_whereve
         assert (output.double() - left[index].double()).abs().max() <= 4 * unit
 
 
+def test_token_embeddings_are_read_where_a_block_gets_more_of_them_than_hidden_states(model, tokens):
+    """Of these families only Zamba's blocks get them; the test above shows that all give the right bits."""
+    entered, _ = hidden_states(model, tokens)
+    blocks, _ = open_blocks(model)
+    table = blocks.model.get_input_embeddings().weight
+    with blocks.loaded(2):
+        blocks.forward(tokens, {HIDDEN: entered[2]})
+        used = "zamba" in blocks.kind
+        assert blocks.spared == (0 if used else table.numel())
+        assert used or blocks.model.get_input_embeddings().weight.untyped_storage().nbytes() <= 4
+    with blocks.loaded(0):
+        blocks.forward(tokens)
+    assert blocks.spared == 0
+
+
 def test_the_layout_from_config_alone_names_the_linears_that_are_pruned(model, tokens):
     found = layout.describe(json.loads((model / "config.json").read_text()))
     entered, _ = hidden_states(model, tokens)

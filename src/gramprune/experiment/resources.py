@@ -151,6 +151,7 @@ def capture(layout: dict[str, Any], settings: Settings, block: int, crossed: boo
     linears, size = watched(layout, settings, block, dense), width(layout, settings)
     widths = inputs(linears) or [0]  # all of a block's may be excluded
     parameters = max(b["parameters"] for b in layout["blocks"][max(0, block - 1) : block + 1])
+    outside = layout["outside"] - (layout["spared"] if block else 0)
     batch = settings.batch_size * settings.calibration.length
     # Hidden states in and out, distinct inputs, what linears give; and one input in the Gram matrix's dtype.
     given = sum(linear.rows * linear.active / linear.experts for linear in linears)
@@ -164,12 +165,12 @@ def capture(layout: dict[str, Any], settings: Settings, block: int, crossed: boo
     hidden = hidden_bytes(layout, settings)
     return Need(
         TRANSFORMERS,
-        tensors=size * (layout["outside"] + parameters) + held + batch * (per_token + summed * max(widths)),
-        staging=max(size * layout["outside"], 4.0 * max(widths) ** 2, 2 * batch * layout["width"] * size),
+        tensors=size * (outside + parameters) + held + batch * (per_token + summed * max(widths)),
+        staging=max(size * outside, 4.0 * max(widths) ** 2, 2 * batch * layout["width"] * size),
         disk=hidden + grams,
         passing=hidden,
         scratch=grams,
-        read=(passes + crossed) * hidden + size * (layout["outside"] + 2 * parameters),
+        read=(passes + crossed) * hidden + size * (outside + 2 * parameters),
         half=2.0 * passes * parameters * tokens(settings),
         full=2.0 * (1 + crossed) * tokens(settings) * products(linears),
         accelerated=True,
@@ -303,6 +304,7 @@ def method(
 def reconstruct(layout: dict[str, Any], settings: Settings, block: int, recipe: Run) -> Need:
     """Training of a block's kept weights."""
     linears, parameters = shapes(layout, settings, block), layout["blocks"][block]["parameters"]
+    outside = layout["outside"] - layout["spared"]
     options, count = recipe.reconstruct, tokens(settings)
     # What backpropagation keeps of a token: inputs and outputs of linears, and about as much of what is between.
     kept = 2 * sum(s.active / s.experts * (s.rows + s.columns) for s in linears) + 8 * layout["width"]
@@ -313,14 +315,14 @@ def reconstruct(layout: dict[str, Any], settings: Settings, block: int, recipe: 
     return Need(
         TRANSFORMERS,
         # In float32 the block, its gradients, two moments and the best epoch; masks.
-        tensors=4.0 * (layout["outside"] + parameters + 4 * weights)
+        tensors=4.0 * (outside + parameters + 4 * weights)
         + weights
         + 4.0 * at_once * settings.calibration.length * kept,
-        staging=4.0 * (layout["outside"] + parameters),
+        staging=4.0 * (outside + parameters),
         disk=(size + 1 / 8) * weights + aims,
         passing=aims,
         scratch=(size + 1 / 8) * weights,
-        read=4.0 * layout["outside"] + 2 * size * weights + 2 * options.epochs * aims,
+        read=4.0 * outside + 2 * size * weights + 2 * options.epochs * aims,
         full=2.0 * (1 + trained) * parameters * count,
         accelerated=True,
         start=4.0,

@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from gramprune.errors import GrampruneError
 from gramprune.model.keys import Keys
 from gramprune.model.loading import compute_dtype, empty_model, parse_config
+from gramprune.model.products import Enough
 from gramprune.model.weights import Weights
 
 HIDDEN = "hidden"
@@ -70,8 +71,17 @@ class Blocks:
         self._loaded: nn.Module | None = None
         for index, block in enumerate(self._blocks):
             self._list[index] = _Skip(block, self)
-        self._fill(self.model, f"{prefix}." if prefix else "")  # what is left now stands outside the blocks
+        self._outside = f"{prefix}." if prefix else ""
+        self._embedding = _token_embedding(self.model)
+        """While it has no values: where stored hidden states enter a block, most models need none."""
+        self._free_of_it: nn.Module | None = None  # a block that gets nothing else that is made of embeddings
+        if self._embedding:
+            _put(self._embedding, "weight", torch.full((1, 1), torch.nan, dtype=self.dtype))
+        self._fill(self.model, self._outside)  # what is left now stands outside the blocks
         self.model.to(device)
+        if self._embedding:  # only now: a copy on another device would have as much memory as it has numbers
+            whole_size = self._embedding.num_embeddings, self._embedding.embedding_dim
+            _put(self._embedding, "weight", self._embedding.weight.data.expand(whole_size))
         self._learn_shape()
 
     def __len__(self) -> int:
@@ -85,6 +95,11 @@ class Blocks:
         """The parameters of a block that stand elsewhere too, by their names in it: what they are called as one."""
         names = {name: f"{self.prefix}.{index}.{name}" for name, _ in self._blocks[index].named_parameters()}
         return {name: self._tied[whole] for name, whole in names.items() if whole in self._tied}
+
+    @property
+    def spared(self) -> int:
+        """How many of the parameters `outside` have had no values so far, as nothing needed them."""
+        return self._embedding.weight.numel() if self._embedding else 0
 
     @contextmanager
     def loaded(self, index: int, change: Callable[[str, Tensor], None] | None = None) -> Iterator[nn.Module]:
@@ -110,7 +125,7 @@ class Blocks:
         tokens: Tensor,  # (batch, length) int64
         entering: Flow | None = None,  # what is to enter the block; by default the model's own
     ) -> tuple[Flow, Flow]:
-        """What entered the loaded block and what left it, on the device."""
+        """What entered the loaded block and what left it, on the device; nothing left it where `Enough` was raised."""
         return self.differentiable(tokens, entering)
 
     def differentiable(self, tokens: Tensor, entering: Flow | None = None) -> tuple[Flow, Flow]:
@@ -122,12 +137,19 @@ class Blocks:
 
     def _pass(self, tokens: Tensor, entering: Flow | None, learning: bool = False) -> tuple[Flow, Flow]:
         """learning: a stub asks the block what it returns, before it works itself."""
+        if entering is None:
+            self._embed()
+        embedded = self._embedding
         entered: Flow = {}
         left: Flow = {}
         mappings: dict[str, tuple[MutableMapping, dict]] = {}
 
         def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
             hidden = args[0] if args else kwargs["hidden_states"]
+            if self._embedding and self._free_of_it is not module:
+                if _hold_nan([args[1:], {**kwargs, "hidden_states": None}]):
+                    raise _EmbeddingsNeeded
+                self._free_of_it = module
             if entering is not None:
                 hidden = entering[HIDDEN].to(self.device).movedim((0, 1), self._dimensions)
             for name, mapping in kwargs.items():
@@ -154,12 +176,28 @@ class Blocks:
         ]
         try:
             self.model(input_ids=tokens.to(self.device), use_cache=False)
+        except Enough:
+            return entered, {}
+        except _EmbeddingsNeeded:
+            self._embed()
+            left.clear()
         finally:
             for hook in hooks:
                 hook.remove()
+        if embedded is not self._embedding:
+            return self._pass(tokens, entering, learning)
         if not left:
             raise self._refused("has no part in what the model makes of text alone")
         return entered, left
+
+    def _embed(self) -> None:
+        """Give the token embeddings their values, if they have none yet."""
+        if self._embedding:
+            embedding, self._embedding = self._embedding, None
+            name = next(name for name, module in self.model.named_modules() if module is embedding)
+            _put(embedding, "weight", torch.empty(embedding.weight.shape, dtype=self.dtype, device="meta"))
+            self._fill(embedding, f"{self._outside}{name}.")
+            embedding.to(self.device)
 
     def _refused(self, what: str) -> GrampruneError:
         index = next(index for index, block in enumerate(self._blocks) if block is self._loaded)
@@ -168,9 +206,6 @@ class Blocks:
     @torch.no_grad()
     def _learn_shape(self) -> None:
         """Find out what shape hidden states have: with the sequences grows one dimension, with their length another."""
-
-        class Enough(Exception):
-            pass
 
         def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             shapes.append((args[0] if args else kwargs["hidden_states"]).shape)
@@ -191,6 +226,8 @@ class Blocks:
     def _fill(self, module: nn.Module, prefix: str, change: Callable[[str, Tensor], None] | None = None) -> None:
         """Give a module's parameters their values, and its buffers those that the checkpoint has."""
         for name, tensor in [*module.named_parameters(), *_persistent_buffers(module)]:
+            if self._embedding and tensor is self._embedding.weight:
+                continue
             values = self._source(prefix + name, tensor)
             if values is None:
                 if tensor.is_meta:
@@ -206,6 +243,10 @@ class Blocks:
             if change:
                 change(name, values)
             _put(module, name, values.to(self.dtype) if tensor.is_meta else values.to(tensor.dtype))
+
+
+class _EmbeddingsNeeded(Exception):
+    """A block gets something that is made of the token embeddings, besides hidden states."""
 
 
 class _Skip(nn.Module):
@@ -256,6 +297,24 @@ def open_blocks(folder: Path | str, dtype: str = "auto", device: str = "cpu") ->
     model = empty_model(config, compute_dtype(dtype, config, weights))
     keys = Keys(model, weights)
     return Blocks(model, keys.read, device), keys
+
+
+def _token_embedding(model: nn.Module) -> nn.Embedding | None:
+    """What makes hidden states of tokens, where that is a plain table of its own."""
+    with suppress(Exception):  # some families have none, or say so by an error of one kind or another
+        found = model.get_input_embeddings()
+        alike = [each for _, each in model.named_parameters(remove_duplicate=False) if each is found.weight]
+        return found if isinstance(found, nn.Embedding) and len(alike) == 1 and found.weight.is_meta else None
+    return None
+
+
+def _hold_nan(values: Any) -> bool:
+    """Whether there is a NaN in tensors, or in what holds tensors."""
+    if isinstance(values, Tensor):
+        return values.is_floating_point() and bool(values.isnan().any())
+    if isinstance(values, dict):
+        values = [*values.values()]
+    return isinstance(values, (tuple, list)) and any(map(_hold_nan, values))
 
 
 def _find_blocks(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.ModuleList]:

@@ -60,7 +60,8 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
     their sizes: they stay as they are. What stands in several blocks is listed in one of them, the first that works
     with it; `blocks[i]["repeated"]` maps the parameters that are another's to their sizes. `blocks[i]["shared"]` maps
     the linears that this block and others work with, its own or not, to the numbers of these blocks. Besides: the
-    number of `parameters` of every block, `outside` the blocks and of the `head` where it is not tied; hidden `width`,
+    number of `parameters` of every block, `outside` the blocks, of these `spared` after the first block, and of the
+    `head` where it is not tied; hidden `width`,
     `vocabulary`, `dtype`, and the blocks' `prefix` in parameters' names.
     Raises GrampruneError for a config that describes no model, and for architectures that cannot be pruned.
     """
@@ -114,6 +115,7 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
         "vocabulary": text.vocab_size,
         "prefix": blocks.prefix,
         **blocks.sizes,
+        "spared": blocks.spared,
         "blocks": described,
     }
 

@@ -20,6 +20,10 @@ OPERANDS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 """Places of a product's two matrices among the arguments."""
 
 
+class Enough(Exception):
+    """Ends a pass in which all that is wanted has been seen."""
+
+
 class Matrix(NamedTuple):
     """A matrix that a product was seen of."""
 
@@ -45,6 +49,7 @@ class Products(TorchDispatchMode):
 
     wanted: which matrices are noted, by the name without a part; all by default. computed: whether their products are,
     which takes long for many large ones; else they are all 1.
+    enough: matrices after whose inputs a pass ends, by raising `Enough`, before the last product; none by default.
     `matrices` is of all passes; `clear` forgets the inputs of the last one, which are held in memory until then: two
     are the same if they are the same memory.
     """
@@ -57,6 +62,7 @@ class Products(TorchDispatchMode):
         for name, parameter in block.named_parameters():
             if parameter.ndim in (2, 3):
                 self._owners[parameter.untyped_storage().data_ptr()].append((name, parameter))
+        self.enough: set[str] = set()
         self._wanted, self._computed = wanted, computed
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -66,6 +72,8 @@ class Products(TorchDispatchMode):
             for weight, other, second in ((right, left, True), (left, right, False)):
                 if self._is_ours(weight) and not self._is_ours(other):
                     self._note(weight, other if second else other.mT, second)
+                    if self.enough and self.enough <= self.inputs.keys():
+                        raise Enough
                     if not self._computed:
                         return left.new_ones((*left.shape[:-1], right.shape[-1]))
                     break

@@ -34,9 +34,21 @@ def accumulate(
     inputs: Tensor,  # (..., in), any float dtype
     others: Tensor | None = None,  # (..., in), for the same tokens
 ) -> None:
-    """`gram += XᵀX`, in the Gram matrix's dtype; with other inputs Y `gram += XᵀY`."""
+    """`gram += XᵀX`, in the Gram matrix's dtype; with other inputs Y `gram += XᵀY`.
+
+    A Gram matrix is symmetric: a CPU computes its upper half, in panels, and copies the rest. A GPU does all of it in
+    one product, of which it has the power and which it likes better.
+    """
     rows = inputs.reshape(-1, inputs.shape[-1]).to(gram.dtype)
-    gram.addmm_(rows.T, rows if others is None else others.reshape(-1, others.shape[-1]).to(gram.dtype))
+    if others is not None:
+        gram.addmm_(rows.T, others.reshape(-1, others.shape[-1]).to(gram.dtype))
+    elif gram.is_cuda:
+        gram.addmm_(rows.T, rows)
+    else:
+        for start in range(0, len(gram), TILE):
+            panel = slice(start, start + TILE)
+            gram[panel, start:].addmm_(rows[:, panel].T, rows[:, start:])
+            gram[start + TILE :, panel] = gram[panel, start + TILE :].T
 
 
 def layer_error(

@@ -96,7 +96,7 @@ def capture(
             stack.enter_context(all_experts(module, max((m.parts for m in seen.matrices.values()), default=1)))
             seen.clear()
         dtype = getattr(torch, settings["accumulate"])
-        look = partial(observe, blocks, seen, parents, batch_size, dtype, room, where, everywhere)
+        look = partial(observe, blocks, seen, wanted, parents, batch_size, dtype, room, where, everywhere)
         first = look()
         described = _describe(module, seen, first, keys, f"{blocks.prefix}.{block}", where)
         for name, all_blocks in settings.get("shared", {}).items():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gramprune.errors import GrampruneError
 from gramprune.model.blocks import Blocks, Flow
-from gramprune.model.products import Products
+from gramprune.model.products import Products, name_of
 from gramprune.progress import progress
 from gramprune.pruning.gram import accumulate
 from gramprune.pruning.numerics import finite
@@ -53,6 +53,7 @@ def passes(
 def observe(
     blocks: Blocks,
     seen: Products,  # of the loaded block
+    wanted: set[str],  # the matrices that it notes, by the name without a part
     parents: dict[str, Artifact],  # tokens, inputs; dense: what enters the block of the dense model
     batch_size: int,
     dtype: torch.dtype,  # in which products are summed
@@ -61,7 +62,10 @@ def observe(
     equal: bool = False,  # whether experts are looked at for equal inputs: all tokens go to all of them
     only: Iterable[str] | None = None,  # what waits since the pass before; None: this is the first one
 ) -> Observed:
-    """One pass over the calibration tokens. Raises GrampruneError for inputs that are not finite."""
+    """One pass over the calibration tokens. Raises GrampruneError for inputs that are not finite.
+
+    Where each matrix works once on every token, a batch ends at the last one's inputs: its product is not needed.
+    """
     kept: dict[str, Tensor] = {}
     counts: Counter[str] = Counter()
     shares: dict[str, str] = {}
@@ -74,6 +78,9 @@ def observe(
     for _ in own:
         shares = {**seen.shares(equal=equal), **shares}
         batch = dict(seen.inputs)
+        if not counts and wanted == {name_of(seen.matrices[name].parameter) for name in batch}:
+            once = all(len(seen.inputs[name]) == 1 and seen.matrices[name].part is None for name in batch)
+            seen.enough = set(batch) if once else set()
         seen.clear()
         if dense:
             next(dense)  # fills it again
