@@ -115,6 +115,26 @@ def device(wanted: str) -> str:
     return wanted
 
 
+def multiplies(dtype: str) -> bool:
+    """Whether this machine's CPU has instructions for products of bfloat16 or float16, which take several times as
+    long without; not known of other systems than Linux."""
+    wanted = {"bfloat16": {"avx512_bf16", "amx_bf16", "bf16"}, "float16": {"avx512_fp16", "amx_fp16", "asimdhp"}}[dtype]
+    with suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
+        return not wanted.isdisjoint(next(line for line in lines if re.match("flags|Features", line)).split())
+    return False
+
+
+def batch(size: int | str, length: int, device: str) -> int:
+    """How many sequences of so many tokens go through a model at once, where that may be "auto".
+
+    Then it is as many tokens as a CPU's caches hold what is made of, or as keep a GPU busy. Measured for blocks of 576
+    on a server CPU, 1,024 tokens take a tenth less time than 4,096, and a fifth less memory.
+    """
+    if size != "auto":
+        return int(size)
+    return max(1, (16_384 if device.startswith("cuda") else 1_024) // length)
+
+
 def hardware(device: str) -> dict[str, Any]:
     """What a stage ran on: `cpu`, `cores`, and `gpu` where it used one."""
     found: dict[str, Any] = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}

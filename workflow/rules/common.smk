@@ -30,6 +30,11 @@ from gramprune.experiment.pipeline import trail_of
 SETTINGS, LAYOUTS = or_exit(
     checks.check, config, planning="plan" in sys.argv, written_in=CONFIG_FILES
 )
+# Of this machine, where Snakemake shares its cores among the jobs; a cluster's jobs are given their own.
+cores = workflow.cores if workflow.local_exec and workflow.is_main_process else 1
+SETTINGS = SETTINGS.model_copy(
+    update={"threads": pipeline.threads(SETTINGS, LAYOUTS, cores or 1)}
+)
 if workflow.is_main_process:
     for name, found in LAYOUTS.items():
         logger.info(f"Model {name}: {layout.summary(found, SETTINGS.exclude)}")

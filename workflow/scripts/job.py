@@ -13,7 +13,7 @@ import warm  # noqa: E402
 from work import leave, work  # noqa: E402
 
 
-def execute(snakemake, stage: str, online: bool = False, whole_model: bool = False, **arguments) -> NoReturn:
+def execute(snakemake, stage: str, online: bool = False, **arguments) -> NoReturn:
     """Call `stage` ("module:function" in gramprune.stages) with settings, code digest and these arguments.
 
     What it returns, if anything, is said in the line that every finished job leaves in its log and on the terminal.
@@ -28,7 +28,6 @@ def execute(snakemake, stage: str, online: bool = False, whole_model: bool = Fal
         "threads": snakemake.threads,
         "gpu": bool(snakemake.resources.get("gpu")),
         "online": online,
-        "whole_model": whole_model,
         "began": process_start(),
     }
     request = json.loads(json.dumps(request, default=str))  # plain lists and strings, whoever does it

@@ -5,7 +5,6 @@ from job import execute
 execute(
     snakemake,
     "evaluate:evaluate_perplexity",
-    whole_model=True,
     model=snakemake.input.model,
     checkpoint=Path(str(snakemake.input.recipe)).parent if snakemake.input.recipe else None,
     dataset=snakemake.input.data,

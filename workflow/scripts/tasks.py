@@ -7,7 +7,6 @@ entries = {entry["name"]: entry for entry in snakemake.config["evaluation"]["tas
 execute(
     snakemake,
     "tasks:evaluate_tasks",
-    whole_model=True,
     model=snakemake.input.model,
     checkpoint=Path(str(snakemake.input.recipe)).parent if snakemake.input.recipe else None,
     tasks=snakemake.input.tasks,

@@ -32,7 +32,6 @@ def work(
     threads: int,
     gpu: bool,
     online: bool,
-    whole_model: bool,
     began: float,  # when the job's process was started, seconds since the epoch
     note: str = "",  # to be said first
 ) -> int:
@@ -57,7 +56,7 @@ def work(
         set_environment(online)
         if gpu:
             machine.claim_gpu()
-        return_freed_memory(16 * MIB if whole_model else MIB)
+        return_freed_memory(16 * MIB)
         gc.disable()  # importing makes many objects and no garbage: a fifth less time without the collector
         run = getattr(import_module(module), function)
         gc.freeze()  # nor is it to look at them again and again while transformers imports a model's class
@@ -130,8 +129,8 @@ def return_freed_memory(above: int) -> None:
     """Have glibc give freed tensors above so many bytes back at once: it would keep those under 32 MiB for ever.
 
     A tensor that comes from the system is filled with zeros, page by page; huge pages, of which torch is told here,
-    make that a fifth cheaper. With 1 MiB a block job has a tenth less memory than with 16 MiB, and takes a quarter
-    longer.
+    make that a fifth cheaper. With 1 MiB a block job has a tenth less memory than with 16 MiB, and takes a quarter to a
+    third longer.
     """
     with contextlib.suppress(AttributeError, OSError):  # other systems have no mallopt
         libc = ctypes.CDLL(None)

@@ -34,7 +34,8 @@ class Need:
     """What a job needs; bytes and operations."""
 
     base: float  # host memory of the process without tensors
-    tensors: float = 0.0  # memory of the device that computes
+    tensors: float = 0.0  # memory of the device that computes,
+    gpu_tensors: float | None = None  # and of a GPU where that is not the same
     staging: float = 0.0  # host memory for what goes to or comes from a GPU
     disk: float = 0.0  # of what it writes,
     passing: float = 0.0  # of it hidden states, which `keep: gram` and `keep: results` remove,
@@ -55,7 +56,8 @@ class Need:
 
     def gpu(self) -> float:
         """Bytes of GPU memory."""
-        return CUDA_CONTEXT + self.tensors if self.accelerated else 0.0
+        tensors = self.tensors if self.gpu_tensors is None else self.gpu_tensors
+        return CUDA_CONTEXT + tensors if self.accelerated else 0.0
 
     def seconds(self, device: str, threads: int = 1) -> float:
         """Estimated wall time on one of `DEVICES`; a CPU's threads share its memory."""

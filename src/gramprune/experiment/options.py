@@ -43,6 +43,17 @@ def _auto_or_above_zero(value: Any) -> Any:
 AutoOrAboveZero = Annotated[Literal["auto"] | Annotated[float, Field(gt=0)], BeforeValidator(_auto_or_above_zero)]
 
 
+def _auto_or_positive(value: Any) -> Any:
+    """Raises ValueError, once, for what is neither."""
+    number = value if value == "auto" else _number(value)
+    if number != "auto" and not (isinstance(number, int) and not isinstance(number, bool) and number > 0):
+        raise ValueError(f"expected `auto` or a whole number above 0; found {value!r}")
+    return number
+
+
+Automatic = Annotated[Literal["auto"] | Annotated[int, Field(gt=0)], BeforeValidator(_auto_or_positive)]
+
+
 class Section(BaseModel):
     """A mapping in config.yaml: unknown keys are refused."""
 

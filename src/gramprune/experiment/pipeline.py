@@ -126,6 +126,20 @@ def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Jo
     return found
 
 
+def threads(settings: Settings, layouts: dict[str, dict[str, Any]], cores: int) -> int:
+    """CPU threads of every job: where none are set, the cores are divided among the jobs that can run side by side.
+
+    A run that prunes block after block has one job at a time; those on the dense model's activations have many.
+    """
+    if settings.threads != "auto":
+        return settings.threads
+    at_once = len(layouts) * sum(run.propagation == "pruned" for run in settings.runs)
+    for layout in layouts.values():
+        at_once += any(run.sees_dense for run in settings.runs)
+        at_once += len(layout["blocks"]) * any(run.propagation == "dense" for run in settings.runs)
+    return max(1, cores // at_once)
+
+
 def _dense_blocks(settings: Settings, layout: dict[str, Any]) -> int:
     """How many blocks of the dense model are captured: for chains the first, or all up to the last that shares."""
     count = len(layout["blocks"])

@@ -34,9 +34,9 @@ def plan(settings: Settings, layouts: dict[str, dict[str, Any]]) -> str:
     lines += ["", f"Wall time by the number of devices, with {OVERHEAD:.0f} s per job for a cluster to start it:", ""]
     rows = [["propagation", "device", "all jobs", *(f"{count} at once" for count in DEVICE_COUNTS), "longest chain"]]
     for name, jobs in {"as configured": work, **propagated(settings, layouts)}.items():
-        rows += [[name, device, *times(jobs, device, settings.threads)] for device in DEVICES]
+        rows += [[name, device, *times(jobs, device, settings.threads_at_least)] for device in DEVICES]
     lines += columns(rows)
-    total, chain = pipeline.longest_chain(work, lambda need: seconds(need, "h100", settings.threads))
+    total, chain = pipeline.longest_chain(work, lambda need: seconds(need, "h100", settings.threads_at_least))
     lines += ["", f"The longest chain on h100, {duration(total)}: {described(chain)}."]
     return "\n".join(lines)
 
@@ -74,7 +74,7 @@ def stages(work: dict[Key, Job], settings: Settings) -> list[list[str]]:
         host = max(need.host(settings.device.partition(":")[0]) for need in found)
         gpu = max(need.gpu() for need in found)
         sizes = [f"{host / GIB:.1f}", f"{gpu / GIB:.1f}" if gpu else "-", f"{sum(n.disk for n in found) / GIB:,.1f}"]
-        spent = [duration(sum(need.seconds(device, settings.threads) for need in found)) for device in DEVICES]
+        spent = [duration(sum(need.seconds(device, settings.threads_at_least) for need in found)) for device in DEVICES]
         rows.append([stage, f"{len(found):,}", *sizes, *spent])
     return rows
 

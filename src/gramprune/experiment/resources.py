@@ -98,6 +98,11 @@ def likely_device(wanted: str) -> str:
     return next((name for name in DEVICES if name in (gpu or "").lower()), "a100")
 
 
+def on(settings: Settings) -> str:
+    """What jobs will compute on here: cpu or cuda."""
+    return "cpu" if likely_device(settings.device) == "cpu" else "cuda"
+
+
 def fetch_model(layout: dict[str, Any], trained: Demo | None = None) -> Need:
     """Download a checkpoint, or train an embedded one on one core."""
     size = model_bytes(layout)
@@ -128,7 +133,7 @@ def tokens(settings: Settings) -> int:
 
 def hidden_bytes(layout: dict[str, Any], settings: Settings) -> float:
     """What enters one block: hidden states, and what else earlier blocks have left."""
-    return tokens(settings) * layout["flow"] * width(layout, settings)
+    return tokens(settings) * layout["flow"] * width(layout, settings, on(settings))
 
 
 def gram_bytes(
@@ -138,9 +143,13 @@ def gram_bytes(
     return 4.0 * (1 + crossed) * sum(n * n for n in inputs(watched(layout, settings, block, dense)))
 
 
-def width(layout: dict[str, Any], settings: Settings) -> int:
-    """Bytes of an element in a forward pass."""
-    return BYTES[layout["dtype"] if settings.dtype == "auto" else settings.dtype]
+def width(layout: dict[str, Any], settings: Settings, device: str, dtype: str | None = None) -> int:
+    """Bytes of an element in a forward pass on "cpu" or "cuda", as this machine's CPU would choose it."""
+    dtype = dtype or settings.dtype
+    if dtype != "auto":
+        return BYTES[dtype]
+    half = layout["dtype"] in ("bfloat16", "float16")
+    return 4 if half and device == "cpu" and not machine.multiplies(layout["dtype"]) else BYTES[layout["dtype"]]
 
 
 def capture(layout: dict[str, Any], settings: Settings, block: int, crossed: bool = False, dense: bool = True) -> Need:
@@ -148,24 +157,31 @@ def capture(layout: dict[str, Any], settings: Settings, block: int, crossed: boo
 
     dense: of the dense model, not of a run.
     """
-    linears, size = watched(layout, settings, block, dense), width(layout, settings)
+    linears, length = watched(layout, settings, block, dense), settings.calibration.length
     widths = inputs(linears) or [0]  # all of a block's may be excluded
     parameters = max(b["parameters"] for b in layout["blocks"][max(0, block - 1) : block + 1])
     outside = layout["outside"] - (layout["spared"] if block else 0)
-    batch = settings.batch_size * settings.calibration.length
     # Hidden states in and out, distinct inputs, what linears give; and one input in the Gram matrix's dtype.
     given = sum(linear.rows * linear.active / linear.experts for linear in linears)
     seen = sum(s.active * s.columns for s in {linear.input: linear for linear in linears}.values())
-    per_token = size * (2 * layout["width"] + seen * (1 + crossed) + given)
     summed = BYTES[settings.calibration.accumulate] * (1 + crossed)
     grams = gram_bytes(layout, settings, block, crossed, dense)
     every = summed * sum(n * n for n in widths)
     held = min(every, max(GIB * settings.calibration.gram_memory, summed * max(widths) ** 2))
     passes = (1 if block == 0 else 2) + crossed + (ceil(every / held) - 1 if held else 0)
     hidden = hidden_bytes(layout, settings)
+
+    def tensors(device: str) -> float:
+        size, batch = width(layout, settings, device), machine.batch(settings.batch_size, length, device) * length
+        per_token = size * (2 * layout["width"] + seen * (1 + crossed) + given) + summed * max(widths)
+        return size * (outside + parameters) + held + batch * per_token
+
+    size = width(layout, settings, on(settings))
+    batch = machine.batch(settings.batch_size, length, "cuda") * length
     return Need(
         TRANSFORMERS,
-        tensors=size * (outside + parameters) + held + batch * (per_token + summed * max(widths)),
+        tensors=tensors("cpu"),
+        gpu_tensors=tensors("cuda"),
         staging=max(size * outside, 4.0 * max(widths) ** 2, 2 * batch * layout["width"] * size),
         disk=hidden + grams,
         passing=hidden,
@@ -311,13 +327,17 @@ def reconstruct(layout: dict[str, Any], settings: Settings, block: int, recipe: 
     weights = sum(linear.rows * linear.columns for linear in linears)
     aims, size = 4.0 * count * layout["flow"], BYTES[layout["dtype"]]
     trained = 3 * options.epochs * (1 - options.held_out) + (options.epochs + 1) * options.held_out
-    at_once = min(settings.batch_size, options.batch_size, settings.calibration.samples)
+    most, length = min(options.batch_size, settings.calibration.samples), settings.calibration.length
+
+    def tensors(device: str) -> float:
+        """In float32 the block, its gradients, two moments and the best epoch; masks."""
+        at_once = min(most, machine.batch(settings.batch_size, length, device))
+        return 4.0 * (outside + parameters + 4 * weights + at_once * length * kept) + weights
+
     return Need(
         TRANSFORMERS,
-        # In float32 the block, its gradients, two moments and the best epoch; masks.
-        tensors=4.0 * (outside + parameters + 4 * weights)
-        + weights
-        + 4.0 * at_once * settings.calibration.length * kept,
+        tensors=tensors("cpu"),
+        gpu_tensors=tensors("cuda"),
         staging=4.0 * (outside + parameters),
         disk=(size + 1 / 8) * weights + aims,
         passing=aims,
@@ -340,16 +360,21 @@ def perplexity(layout: dict[str, Any], settings: Settings) -> Need:
     """Perplexity of one checkpoint on one dataset."""
     measure = settings.evaluation.perplexity
     one = 3 * 4 * measure.length * layout["vocabulary"]  # one window's losses in float32
-    need = _whole_model(layout, width(layout, settings), settings.batch_size, measure.length, measure.windows or 150)
+    need = _whole_model(
+        layout,
+        width(layout, settings, on(settings)),
+        machine.batch(settings.batch_size, measure.length, on(settings)),
+        measure.length,
+        measure.windows or 150,
+    )
     return replace(need, base=need.base + TOKENISING, tensors=need.tensors + one)
 
 
 def tasks(layout: dict[str, Any], settings: Settings, name: str) -> Need:
     """Accuracy of one checkpoint on the tasks of one entry, whose items are not known yet."""
     chosen = settings.tasks[name]
-    dtype = chosen.dtype or settings.dtype
-    size = BYTES[layout["dtype"] if dtype == "auto" else dtype]
-    items, batch = chosen.limit or ITEMS, chosen.batch_size or settings.batch_size
+    size = width(layout, settings, on(settings), chosen.dtype)
+    items, batch = chosen.limit or ITEMS, machine.batch(chosen.batch_size or settings.batch_size, 128, on(settings))
     length = min(ITEM_TOKENS, layout["context"] or ITEM_TOKENS)
     need = _whole_model(layout, size, batch, length, items * len(chosen.tasks))
     logits = 4.0 * batch * length * layout["vocabulary"]  # their logarithms in float32
@@ -397,7 +422,7 @@ def requested(need: Callable[[Any], Need], settings: Settings) -> dict[str, Any]
         return ceil(need(wildcards).disk / MIB) + 100
 
     def minutes(wildcards: Any, attempt: int) -> int:
-        seconds = need(wildcards).seconds("cpu" if device == "cpu" else "a100", settings.threads)
+        seconds = need(wildcards).seconds("cpu" if device == "cpu" else "a100", settings.threads_at_least)
         return ceil(10 + 4 * seconds / 60) * 2 ** (attempt - 1)
 
     return {"mem_mb": memory, "disk_mb": disk, "runtime": minutes, "gpu": gpu}

@@ -20,6 +20,7 @@ from gramprune.experiment.names import Name, Place, distinct, slug
 from gramprune.experiment.options import (
     AS_TEXT,
     AboveZero,
+    Automatic,
     Integer,
     Positive,
     Section,
@@ -134,7 +135,9 @@ class Tasks(Section):
         None, description="Examples in the prompt; by default as each task says."
     )
     limit: Positive | None = Field(None, description="Only the first so many items of every task.")
-    batch_size: Positive | None = Field(None, description="Items per forward pass; by default as for all.")
+    batch_size: Automatic | None = Field(
+        None, description="Items per forward pass; by default as for all, of which auto takes 128 tokens for an item."
+    )
     dtype: Dtype | None = Field(None, description="Of forward passes; by default as for all.")
 
     @model_validator(mode="before")
@@ -168,10 +171,21 @@ class Settings(Section):
     runs: list[Run] = Field(min_length=1, description="The recipes to compare.")
     exclude_runs: list[str] = Field([], description="Runs of sweeps that are not wanted, as patterns of their names.")
     exclude: list[str] = Field([], description="Linears that stay dense, as patterns such as `*.k_proj`.")
-    dtype: Dtype = Field("auto", description="Of forward passes; auto is the checkpoint's.")
+    dtype: Dtype = Field(
+        "auto",
+        description="Of forward passes; auto is the checkpoint's, or float32 on a CPU without instructions for it.",
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
-    batch_size: Positive = Field(8, description="Sequences or windows per forward pass; changes only rounding.")
-    threads: Positive = Field(1, description="CPU threads per job.")
+    batch_size: Automatic = Field(
+        "auto",
+        description="Sequences or windows per forward pass; changes only rounding. auto: 1,024 tokens on a CPU, 16,384 "
+        "on a GPU.",
+    )
+    threads: Automatic = Field(
+        "auto",
+        description="CPU threads per job; changes only rounding. auto: on this machine as many as the jobs that can "
+        "run side by side leave free, and 1 in a cluster's jobs.",
+    )
     results: Place = Field("results", description="Folder of everything that is made.")
     keep: Literal["all", "gram", "results"] = Field(
         "all",
@@ -211,6 +225,11 @@ class Settings(Section):
             if name not in self.all_datasets:
                 raise ValueError(f"{where}: there is no dataset {name!r}; {suggest(name, self.all_datasets)}")
         return self
+
+    @property
+    def threads_at_least(self) -> int:
+        """CPU threads of a job, where nothing is known of those that run beside it."""
+        return 1 if self.threads == "auto" else self.threads
 
     @property
     def all_datasets(self) -> dict[str, Dataset]:

@@ -56,16 +56,14 @@ def configuration(
         "runs": [{"recipe": [*recipes], "sparsity": patterns}],
         "results": f"results/{slug(source.name)}",
     }
-    batch, keep = _batch(content, found), _keep(content, source.name, found)
-    content |= {"batch_size": batch.value, "keep": keep.value}
+    keep = _keep(content, source.name, found)
+    content |= {"keep": keep.value}
     parsed = settings.load(content)
     checks.check_model(found, source.name, parsed)
     for name in texts:
         if parsed.datasets[name].path:
             read.kind_of(parsed.datasets[name].source_settings, name)
-    return _written(
-        content, {"length": length, "samples": samples, "batch": batch, "keep": keep}, found, parsed, source, text
-    )
+    return _written(content, {"length": length, "samples": samples, "keep": keep}, found, parsed, source, text)
 
 
 def _length(found: dict[str, Any]) -> Chosen:
@@ -99,21 +97,6 @@ def _texts(source: Any, text: str | None, evaluation: str | None) -> tuple[dict[
             raise GrampruneError(f"{given} does not exist; give a file of text, or leave it out.")
         found[name] = {"path": given} if given and given != "c4" else usual
     return found, {name: name for name in found}
-
-
-def _batch(content: dict[str, Any], found: dict[str, Any]) -> Chosen:
-    """The most sequences at a time, of those that are usual, with which no job takes more than half of the memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    need = 0.0
-    for size in (8, 4, 2, 1):
-        parsed = settings.load({**content, "batch_size": size})
-        jobs = pipeline.jobs(parsed, {parsed.model[0].name: found})
-        need = max(job.need.host("cpu") for job in jobs.values())
-        if need <= memory / 2:
-            break
-    return Chosen(
-        size, f"sequences at a time: the largest job takes {need / GIB:.1f} of {memory / GIB:.0f} GiB on a CPU"
-    )
 
 
 def _keep(content: dict[str, Any], name: str, found: dict[str, Any]) -> Chosen:
@@ -176,7 +159,6 @@ def _written(
         "runs:",
         f"  - {_inline(content['runs'][0])}",
         "",
-        f"batch_size: {content['batch_size']}    # {why['batch'].reason}",
         f"keep: {content['keep']}    # {why['keep'].reason}",
         f"results: {_inline(content['results'])}",
     ]

@@ -58,7 +58,7 @@ def finished(work: dict[Key, Job], taken: dict[Key, Measured]) -> set[Key]:
 def expected(work: dict[Key, Job], taken: dict[Key, Measured], settings: Settings) -> dict[Key, float]:
     """Seconds of every job: the estimate, corrected by what jobs of its stage took."""
     device = resources.likely_device(settings.device)
-    guess = {key: job.need.seconds(device, settings.threads) for key, job in work.items()}
+    guess = {key: job.need.seconds(device, settings.threads_at_least) for key, job in work.items()}
     ratios: dict[str, list[float]] = defaultdict(list)
     for key, measured in taken.items():
         ratios[key[0]].append(measured.seconds / guess[key])

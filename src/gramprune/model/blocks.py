@@ -291,10 +291,10 @@ def _nested(flow: Flow, name: str, device: str) -> dict[str, tuple[Tensor, ...]]
     return {key: tuple(members) for key, members in found.items()}
 
 
-def open_blocks(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> tuple[Blocks, Keys]:
-    """The blocks of a checkpoint folder, and its parameters. dtype: "auto" is the checkpoint's own."""
+def open_blocks(folder: Path | str, dtype: str | None = None, device: str = "cpu") -> tuple[Blocks, Keys]:
+    """The blocks of a checkpoint folder, and its parameters. dtype: see `compute_dtype`."""
     config, weights = parse_config(folder), Weights(folder)
-    model = empty_model(config, compute_dtype(dtype, config, weights))
+    model = empty_model(config, compute_dtype(dtype, config, weights, device))
     keys = Keys(model, weights)
     return Blocks(model, keys.read, device), keys
 

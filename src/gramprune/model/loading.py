@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from gramprune import machine
 from gramprune.errors import GrampruneError, first_line
 from gramprune.model.folder import read_config
 from gramprune.model.weights import Weights
@@ -90,15 +91,15 @@ class NothingLarge(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def open_model(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> tuple[nn.Module, Any, str]:
-    """The whole model of a checkpoint folder, to be evaluated, its tokenizer, and the dtype that "auto" was.
+def open_model(folder: Path | str, dtype: str | None = None, device: str = "cpu") -> tuple[nn.Module, Any, str]:
+    """The whole model of a checkpoint folder, to be evaluated, its tokenizer, and the dtype, as `compute_dtype` says.
 
     Raises GrampruneError for a parameter that the checkpoint lacks, which transformers would make at random, and for
     values that are not finite.
     """
     folder = Path(folder)
     config, tokenizer = parse_config(folder), open_tokenizer(folder)
-    chosen = compute_dtype(dtype, config, Weights(folder))
+    chosen = compute_dtype(dtype, config, Weights(folder), device)
     model, found = model_class(config).from_pretrained(folder, dtype=chosen, output_loading_info=True, **LOCAL)
     lost = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
     if lost:
@@ -147,11 +148,17 @@ def refuse_adapter(folder: Path) -> None:
         )
 
 
-def compute_dtype(dtype: str, config: PreTrainedConfig, weights: Weights) -> torch.dtype:
-    """ "auto" is what config.json says, or else what the first matrices have, as transformers does."""
-    if dtype != "auto":
+def compute_dtype(dtype: str | None, config: PreTrainedConfig, weights: Weights, device: str) -> torch.dtype:
+    """The dtype of forward passes. None is what config.json says, or else what the first matrices have, as in
+    transformers; "auto" too, but float32 on a CPU that would compute in it by way of float32, which takes far longer.
+    """
+    stored = stated_dtype(config) or weights.first_dtype()
+    if dtype not in (None, "auto"):
         return getattr(torch, dtype)
-    return stated_dtype(config) or weights.first_dtype()
+    half = stored in (torch.bfloat16, torch.float16)
+    if dtype and half and device == "cpu" and not machine.multiplies(str(stored).removeprefix("torch.")):
+        return torch.float32
+    return stored
 
 
 def stated_dtype(config: PreTrainedConfig) -> torch.dtype | None:

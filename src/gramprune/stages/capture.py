@@ -55,7 +55,7 @@ def capture(
     settings: dict[str, Any],  # dtype, accumulate, experts, min_tokens, linears, shared
     code: str,
     device: str,
-    batch_size: int,  # sequences
+    batch_size: int | str,  # sequences, or "auto"
     room: int,  # bytes of Gram matrices that are summed at a time
     owners: Iterable[Path] = (),  # what the run made of earlier blocks that prune for the one before
 ) -> str:
@@ -74,9 +74,13 @@ def capture(
         parents["weights"] = artifacts.read(weights, model=fingerprint, block=block - 1)
     parents |= owned_by(owners, fingerprint)
     pruned = [artifact for name, artifact in parents.items() if name.startswith("weights")]
+    # What is automatic is chosen for the first block, on whatever machine that was, and stays so for those behind it.
+    chosen = parents["before"].provenance["dtype"] if before is not None else settings["dtype"]
+    blocks, keys = open_blocks(manifest["folder"], chosen, device)
+    batch_size = machine.batch(batch_size, parents["tokens"].shape("tokens")[1], device)
     about = {"model": fingerprint, "block": block, "batch_size": batch_size, "device": device}
-    about |= {"trail": trail, "calibration": parents["tokens"].digest}
-    blocks, keys = open_blocks(manifest["folder"], settings["dtype"], device)
+    about |= {"dtype": str(blocks.dtype).removeprefix("torch."), "trail": trail}
+    about |= {"calibration": parents["tokens"].digest}
     prune = partial(put_pruned, pruned, keys.weights, block - 1)
     with blocks.loaded(block if before is None else block - 1, prune):
         pairs = passes(blocks, parents["tokens"], parents.get("before"), batch_size, f"inputs of block {block}")

@@ -24,10 +24,11 @@ def evaluate_perplexity(
     settings: dict[str, Any],  # dataset, separator, length, stride, windows, bos, dtype
     code: str,
     device: str,
-    batch_size: int,  # windows
+    batch_size: int | str,  # windows, or "auto"
 ) -> str:
     """Write perplexity, windows, tokens and what they depend on as JSON; return the perplexity for people."""
     started, device = time.monotonic(), machine.device(device)
+    batch_size = machine.batch(batch_size, settings["length"], device)
     manifest = manifest_of(model)
     folder = Path(checkpoint or manifest["folder"])
     network, tokenizer, dtype = open_model(folder, settings["dtype"], device)

@@ -56,7 +56,7 @@ def reconstruct_block(
     settings: dict[str, Any],  # method, options
     code: str,
     device: str,
-    batch_size: int,  # sequences per forward pass
+    batch_size: int | str,  # sequences per forward pass, or "auto"
     owners: Iterable[Path] = (),  # what the run made of earlier blocks that prune for this one too
 ) -> str:
     """Train the kept weights of a block; return for people what that has won.
@@ -80,7 +80,8 @@ def reconstruct_block(
         parents["dense"] = artifacts.read(dense, stage="inputs", **about)
     blocks, keys = open_blocks(manifest["folder"], "float32", device)
     prefix, where = f"{blocks.prefix}.{block}", f"block {block}"
-    samples = parents["tokens"].shape("tokens")[0]
+    samples, length = parents["tokens"].shape("tokens")
+    batch_size = machine.batch(batch_size, length, device)
     # Weights stay in float32; on a GPU products may be computed in the model's own bfloat16.
     half = device != "cpu" and parents["inputs"].dtype(HIDDEN) == torch.bfloat16
     cast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half)

@@ -37,7 +37,7 @@ def evaluate_tasks(
     settings: dict[str, Any],  # name, tasks, shots, limit, dtype
     code: str,
     device: str,
-    batch_size: int,  # items
+    batch_size: int | str,  # items, or "auto"
 ) -> str:
     """Write metrics, standard errors, every item's result and what they depend on as JSON.
 
@@ -46,6 +46,7 @@ def evaluate_tasks(
     from gramprune.model.loading import open_model
 
     started, device = time.monotonic(), machine.device(device)
+    batch_size = machine.batch(batch_size, 128, device)
     manifest, fetched = manifest_of(model), files.read_json(tasks)
     folder = Path(checkpoint or manifest["folder"])
     loaded = zeroshot.load(settings["tasks"], fetched["folders"])
