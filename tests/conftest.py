@@ -194,6 +194,7 @@ def config(tiny_model, texts) -> dict[str, Any]:
         "datasets": {name: {"path": str(path)} for name, path in texts.items()},
         "calibration": {"dataset": "calibration", "samples": 12, "length": 64},
         "evaluation": {"perplexity": {"datasets": ["evaluation"], "length": 64}},
+        "dtype": "bfloat16",  # the checkpoint's, also where the CPU is slow in it
         "batch_size": 4,
         "threads": THREADS,
         "runs": [

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Clone
 
 SCRIPTS = ROOT / "workflow/scripts"
 sys.path.append(str(SCRIPTS))
@@ -23,17 +24,17 @@ sys.path.insert(0, {scripts!r})
 from job import process_start, warm
 request = {{
     "module": {module!r}, "function": {function!r}, "arguments": {arguments!r}, "where": "here", "log": "a.log",
-    "threads": 1, "gpu": False, "online": False, "began": process_start(),
+    "threads": 1, "gpu": {gpu}, "online": False, "began": process_start(),
 }}
 print(warm.ask(request), *[request[key] for key in ("note",) if key in request], flush=True)
 """
 
 
-@pytest.fixture
-def door(tmp_path):
+@pytest.fixture(params=["forks", "workers"])
+def door(request, tmp_path):
     """The socket of a warm process, and that process."""
     path = tmp_path / "warm"
-    with warm.start(str(path)) as process:
+    with warm.start(str(path), request.param) as process:
         yield path, process
         process.stdin.close()
         assert process.wait(60) == 0
@@ -48,9 +49,9 @@ def until(true) -> None:
     raise AssertionError(f"{true} never was")
 
 
-def asking(door: Path, module: str, function: str, **arguments) -> subprocess.Popen:
+def asking(door: Path, module: str, function: str, gpu: bool = False, **arguments) -> subprocess.Popen:
     """A job that asks the warm process to call a function."""
-    program = ASK.format(scripts=str(SCRIPTS), module=module, function=function, arguments=arguments)
+    program = ASK.format(scripts=str(SCRIPTS), module=module, function=function, gpu=gpu, arguments=arguments)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "GRAMPRUNE_WARM": str(door), "WHO": "asks"}
     return subprocess.Popen([sys.executable, "-c", program], cwd=door.parent, env=environment, **pipes)
@@ -91,6 +92,50 @@ def test_a_fork_works_where_the_job_is_with_its_environment_its_output_and_its_s
     failed = asking(path, "subprocess", "check_call", args=["false"])
     stdout, stderr = failed.communicate(timeout=60)
     assert stdout == "1\n" and "CalledProcessError" in stderr
+
+
+def test_a_worker_does_one_job_after_the_other_until_one_fails_and_two_at_once_need_two(tmp_path):
+    def does(*arguments):
+        done = asking(path, "subprocess", "check_call", args=[*arguments])
+        stdout, stderr = done.communicate(timeout=60)
+        assert "here: start-up" in stderr or stdout == "1\n"
+        return stdout.splitlines()
+
+    path = tmp_path / "warm"
+    with warm.start(str(path), "workers") as process:
+        first, again = (does("sh", "-c", "echo $PPID") for _ in range(2))
+        assert first == again and does("false") == ["1"]
+        other = does("sh", "-c", "echo $PPID")
+        assert other != first
+        slow = asking(path, "subprocess", "check_call", args=["sh", "-c", "echo $PPID; read line < pipe"])
+        os.mkfifo(tmp_path / "pipe")
+        assert [slow.stdout.readline().strip()] == other[:1]
+        assert does("sh", "-c", "echo $PPID") != other
+        (tmp_path / "pipe").write_text("go on\n")
+        assert slow.communicate(timeout=60)[0] == "0\n"
+        workers = {int(other[0])}
+        process.stdin.close()
+        assert process.wait(60) == 0
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def test_on_one_gpu_jobs_wait_for_each_other(tmp_path):
+    """The worker keeps its GPU; that nothing computes on one here does not matter."""
+    path = tmp_path / "warm"
+    os.mkfifo(tmp_path / "pipe")
+    with warm.start(str(path), "workers") as process:
+        wait = ["sh", "-c", "echo $PPID; read line < pipe"]
+        jobs = [asking(path, "subprocess", "check_call", gpu=True, args=wait) for _ in range(2)]
+        jobs.sort(key=lambda job: not select.select([job.stdout], [], [], 10)[0])
+        first = jobs[0].stdout.readline()
+        assert not select.select([jobs[1].stdout], [], [], 1)[0]
+        (tmp_path / "pipe").write_text("go on\n")
+        assert jobs[0].communicate(timeout=60)[0] == "0\n"
+        assert jobs[1].stdout.readline() == first
+        (tmp_path / "pipe").write_text("go on\n")
+        assert jobs[1].communicate(timeout=60)[0] == "0\n"
+        process.stdin.close()
+        assert process.wait(60) == 0
 
 
 def test_a_job_that_is_sooner_than_the_warm_process_waits_for_it(tmp_path):
@@ -169,7 +214,7 @@ def test_memory_that_is_not_to_be_had_is_said_in_a_sentence(tmp_path, module, fu
 import sys; sys.path.insert(0, {str(SCRIPTS)!r})
 import work; from importlib import import_module
 work.large = lambda: import_module({module!r}).{function}({size})
-work.leave(work.work("work", "large", {{}}, "here", "a.log", 1, False, False, False, 0.0))
+work.leave(work.work("work", "large", {{}}, "here", "a.log", 1, False, False, 0.0))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "Traceback" not in done.stderr
@@ -182,3 +227,17 @@ def test_a_stage_that_cannot_be_imported_is_left_to_the_job_which_says_why(tmp_p
         stdout, _ = asking(path, "not_there", "pause").communicate(timeout=60)
         assert stdout.startswith("None starts by itself")
         assert process.wait(60) != 0 and "not_there" in process.stderr.read()
+
+
+@pytest.mark.slow
+def test_workers_make_the_bytes_that_forks_make(clone, config, tmp_path):
+    runs = [run for run in config["runs"] if run["name"] in ("chain", "refined")]
+    other = Clone(tmp_path, {**os.environ, "GRAMPRUNE_WORKERS": "1"})
+    other.write({**config, "device": "cpu", "runs": runs})
+    other.run()
+    made = [path for path in (tmp_path / "results").rglob("*.safetensors") if "checkpoint" in path.parts]
+    assert len(made) == 2 * 3  # shards
+    for path in made:
+        assert path.read_bytes() == (clone.folder / path.relative_to(tmp_path)).read_bytes()
+    starts = [path.read_text() for path in (tmp_path / "results/logs").rglob("capture.log")]
+    assert sum(float(text.split("start-up ")[1].split()[0]) < 1 for text in starts) > len(starts) / 2

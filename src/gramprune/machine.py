@@ -26,11 +26,7 @@ def claim_gpu() -> None:
     To be called before torch looks for GPUs. Where a scheduler shows a job its one GPU there is nothing to choose.
     Waits until one is free. Raises GrampruneError if none can be claimed.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        names = [str(number) for number in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
-    else:
-        names = [name for name in visible.split(",") if name]
+    names = visible_gpus()
     if len(names) < 2:
         return
     folder = _own_folder()
@@ -60,6 +56,14 @@ def claim_gpu() -> None:
             log.info("all of the GPUs %s are taken; waiting for one", ", ".join(names))
             waited = True
         time.sleep(1)
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA calls the GPUs that a process may see here."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [str(number) for number in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
+    return [name for name in visible.split(",") if name]
 
 
 def _own_folder() -> Path:
@@ -144,6 +148,16 @@ def hardware(device: str) -> dict[str, Any]:
     if torch is not None and device.startswith("cuda"):
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
+
+
+def give_memory_back() -> None:
+    """Between two jobs of one process: what the first has left free goes back, and peaks begin anew."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # VmHWM becomes what is in memory now
 
 
 def peak_memory() -> dict[str, int]:

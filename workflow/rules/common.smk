@@ -168,18 +168,16 @@ def has_end(log):
 
 
 def start_warm_process():
-    """Where jobs run on this machine, in this Python and without a GPU, have them start warm: see scripts/warm.py."""
+    """Where jobs run on this machine and in this Python, have them start warm: see scripts/warm.py."""
     global warm_process
-    if (
-        workflow.local_exec
-        and not workflow.deployment_settings.deployment_method
-        and machine.forks_are_safe()
-    ):
+    deployed = workflow.deployment_settings.deployment_method
+    if workflow.local_exec and not deployed and sys.platform == "linux":
         sys.path.append(str(Path(workflow.basedir) / "workflow/scripts"))
         import warm
 
         socket = str(Path(workflow.snakemake_tmp_dir) / "warm")
         os.environ[warm.ENVIRONMENT] = socket
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        workers = "GRAMPRUNE_WORKERS" in os.environ or not machine.forks_are_safe()
         # It ends when its pipe does, however Snakemake ends.
-        warm_process = warm.start(socket, **quiet)
+        warm_process = warm.start(socket, "workers" if workers else "forks", **quiet)

@@ -1,11 +1,16 @@
-"""Jobs from a process that has imported torch and transformers: on one machine, seconds less for each of them.
+"""Jobs in a process that has imported torch and transformers: on one machine, seconds less for each of them.
 
-The Snakefile starts this program where jobs run on this machine and without a GPU. It waits at a Unix socket. A job
-that Snakemake has started sends what it is to do, with its stdout and stderr; a fork of this process does that and
-answers with its status. If one of the two is killed, so is the other: for Snakemake, and for who stops a job, they are
-one. This process ends when Snakemake does; jobs under way go on, as they would without it.
+The Snakefile starts this program where jobs run on this machine. It waits at a Unix socket. A job that Snakemake has
+started sends what it is to do, with its stdout and stderr; another process does that and answers with its status. If
+one of the two is killed, so is the other: for Snakemake, and for who stops a job, they are one. This program ends when
+Snakemake does; jobs under way go on, as they would without it.
 
-    python warm.py FD       an open socket that listens; standard input stays open as long as this process is needed
+That other process is a fork of this one, which has imported what jobs need, where such forks are safe. A process that
+has begun with a GPU must not be forked. There it is a worker, which imports, starts CUDA and claims a GPU for its first
+job, and does one job after the other; after one that fails, or is killed, the next job has another worker.
+
+    python warm.py FD HOW   an open socket that listens; `forks` or `workers`. Standard input stays open as long as this
+                            program is needed
 """
 
 import gc
@@ -26,14 +31,17 @@ from typing import Any, NoReturn
 
 from work import interrupt, leave, set_environment, unheard, work
 
+from gramprune import machine
 from gramprune.interrupt import INTERRUPTED
 
 ENVIRONMENT = "GRAMPRUNE_WARM"  # where jobs find the socket
 STARTED = b"+"
+GPU, CPU = "gpu", "cpu"  # what a job computes on, which a worker keeps
+IDLE = 2  # workers without a GPU that stay for later jobs; each has 400 MiB
 GRACE = 5  # seconds that a fork has for ending by itself
 
 
-def start(path: str, **pipes: Any) -> subprocess.Popen:
+def start(path: str, how: str = "forks", **pipes: Any) -> subprocess.Popen:
     """Start the warm process, which lives until its standard input is closed; jobs may ask at once.
 
     The socket listens before the process has begun: a job that is sooner waits, and does not go without.
@@ -42,7 +50,7 @@ def start(path: str, **pipes: Any) -> subprocess.Popen:
         with short(path) as address:
             door.bind(address)
         door.listen()
-        program = [sys.executable, __file__, str(door.fileno())]
+        program = [sys.executable, __file__, str(door.fileno()), how]
         return subprocess.Popen(program, stdin=subprocess.PIPE, pass_fds=[door.fileno()], **pipes)
 
 
@@ -59,7 +67,8 @@ def ask(request: dict[str, Any]) -> int | None:
         try:
             with short(os.environ[ENVIRONMENT]) as address:
                 server.connect(address)
-            socket.send_fds(server, [request["module"].encode()], [file.fileno(), 1, 2])
+            kind = GPU if request["gpu"] else CPU
+            socket.send_fds(server, [f"{kind} {request['module']}".encode()], [file.fileno(), 1, 2])
             if server.recv(1) != STARTED:
                 raise ConnectionError("it has ended")
         except OSError as error:  # as when something cannot be imported: this process will say what
@@ -95,25 +104,107 @@ def short(path: str) -> Iterator[str]:
         os.close(folder)
 
 
-def serve(listening: int) -> None:
-    """Fork for every job that asks, until standard input ends. Modules are imported when the first job needs them."""
+def serve(listening: int, how: str) -> None:
+    """Have every job that asks done, until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake and jobs
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks: they answer by themselves
     set_environment(online=False)
     gc.disable()
+    workers = Workers()
     with socket.socket(fileno=listening) as door:
-        while sys.stdin not in select.select([door, sys.stdin], [], [])[0]:
-            client, _ = door.accept()
-            with client:
-                module, files, _, _ = socket.recv_fds(client, 256, 3)
-                if not module:  # killed before it could say
+        while sys.stdin not in (ready := select.select([door, sys.stdin, *workers.busy], [], [])[0]):
+            workers.look(ready)
+            if door in ready:
+                client, _ = door.accept()
+                with client:
+                    said, files, _, _ = socket.recv_fds(client, 256, 3)
+                    kind, _, module = said.decode().partition(" ")
+                    if module and how == "workers":
+                        workers.waiting.append((kind, [os.dup(client.fileno()), *map(os.dup, files)]))
+                    elif module:  # else killed before it could say
+                        load(module)
+                        if os.fork() == 0:
+                            door.close()
+                            leave(attend(client, *files))
+                for file in files:
+                    os.close(file)
+            workers.hand_over(door)
+
+
+class Workers:
+    """Processes that do one job after the other, and the jobs that wait for one: as many for GPUs as there are GPUs."""
+
+    def __init__(self) -> None:
+        self.busy: dict[socket.socket, str] = {}  # by the kind of their jobs
+        self.idle: dict[socket.socket, str] = {}
+        self.waiting: list[tuple[str, list[int]]] = []  # kind; the job's socket and files
+
+    def look(self, ready: list[Any]) -> None:
+        """See which are done, and which have ended."""
+        for worker in self.busy.keys() & set(ready):
+            kind = self.busy.pop(worker)
+            try:
+                done = bool(worker.recv(1))
+            except OSError:
+                done = False
+            if done and (kind == GPU or [*self.idle.values()].count(CPU) < IDLE):
+                self.idle[worker] = kind
+            else:
+                worker.close()  # and it ends, if it has not yet
+
+    def hand_over(self, door: socket.socket) -> None:
+        """Give the jobs that wait to workers that are idle, or to new ones."""
+        for job in [*self.waiting]:
+            kind, files = job
+            worker = next((worker for worker, has in self.idle.items() if has == kind), None)
+            if worker is None:
+                gpus = [*self.busy.values()].count(GPU)
+                if kind == GPU and gpus >= max(1, len(machine.visible_gpus())):
                     continue
-                load(module.decode())
-                if os.fork() == 0:
-                    door.close()
-                    attend(client, *files)
+                worker = self.hire(door)
+            self.idle.pop(worker, None)
+            try:
+                socket.send_fds(worker, [STARTED], files)
+            except OSError:  # it has been killed: another, next time
+                worker.close()
+                continue
+            self.busy[worker] = kind
+            self.waiting.remove(job)
             for file in files:
                 os.close(file)
+
+    def hire(self, door: socket.socket) -> socket.socket:
+        """A new worker, by the socket that it listens to."""
+        ours, theirs = socket.socketpair()
+        if os.fork() == 0:
+            for other in (door, ours, *self.busy, *self.idle):
+                other.close()
+            for file in (file for _, files in self.waiting for file in files):
+                os.close(file)
+            labour(theirs)
+        theirs.close()
+        return ours
+
+
+def labour(boss: socket.socket) -> NoReturn:
+    """In a worker: do the jobs that are handed over, each as if it were the first, until one fails."""
+    while True:
+        word, files, _, _ = socket.recv_fds(boss, 1, 4)
+        if not word:
+            leave(0)
+        client, *files = files
+        status = attend(socket.socket(fileno=client), *files)
+        if status:
+            leave(status)
+        for file in files:
+            os.close(file)
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # who reads what the job has said waits for its end
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        gc.collect()
+        machine.give_memory_back()
+        boss.sendall(STARTED)
 
 
 def load(stage: str) -> None:
@@ -125,14 +216,14 @@ def load(stage: str) -> None:
     gc.freeze()  # a fork that collects garbage would have a copy of every page that holds an object
 
 
-def attend(client: socket.socket, request: int, stdout: int, stderr: int) -> NoReturn:
-    """In the fork: do what is asked for, as the process would that asks."""
+def attend(client: socket.socket, request: int, stdout: int, stderr: int) -> int:
+    """Do what is asked for, as the process would that asks, and answer; the status."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
-    with open(request) as file:
+    with open(request, closefd=False) as file:
         file.seek(0)
         asked = json.load(file)
     os.environ.clear()
@@ -141,24 +232,30 @@ def attend(client: socket.socket, request: int, stdout: int, stderr: int) -> NoR
     try:
         client.sendall(STARTED)
     except OSError:  # who asked has ended
-        leave(INTERRUPTED)
-    threading.Thread(target=end_with, args=(client,), daemon=True).start()
+        return INTERRUPTED
+    done = threading.Event()
+    threading.Thread(target=end_with, args=(client, done), daemon=True).start()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(asked["threads"])
     status = work(**asked)
     unheard()  # who asked may end as soon as it knows
+    done.set()
     with suppress(OSError):  # who asked has ended
         client.sendall(bytes([status]))
-    leave(status)
+        client.shutdown(socket.SHUT_RDWR)
+    return status
 
 
-def end_with(client: socket.socket) -> None:
-    """End this process when the one that asked has ended, or is to: first as Ctrl-C does."""
-    client.recv(1)
+def end_with(client: socket.socket, done: threading.Event) -> None:
+    """End this process when the one that asked has ended, or is to, before it is done: first as Ctrl-C does."""
+    with client:
+        client.recv(1)
+    if done.is_set():
+        return
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]), sys.argv[2])

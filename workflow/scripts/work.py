@@ -45,7 +45,7 @@ def work(
         handlers.append(logging.FileHandler(log, mode="w"))
     if not handlers or not is_screen(2):
         handlers.append(logging.StreamHandler())
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
     logger = logging.getLogger("gramprune")
     logging.captureWarnings(True)
     for library in ("httpx", "datasets", "filelock", "fsspec", "urllib3"):
