@@ -23,7 +23,7 @@ sys.path.insert(0, {scripts!r})
 from job import process_start, warm
 request = {{
     "module": {module!r}, "function": {function!r}, "arguments": {arguments!r}, "where": "here", "log": "a.log",
-    "threads": 1, "gpu": False, "online": False, "whole_model": False, "began": process_start(),
+    "threads": 1, "gpus": 0, "online": False, "whole_model": False, "began": process_start(),
 }}
 print(warm.ask(request), *[request[key] for key in ("note",) if key in request], flush=True)
 """

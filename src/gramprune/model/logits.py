@@ -11,12 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gramprune.model.blocks import Blocks, decoder_of, given_by, through_head, trunk_of
+from gramprune.errors import GrampruneError
+from gramprune.model.blocks import Blocks, decoder_of, given_by, open_blocks, through_head, trunk_of
+from gramprune.model.loading import missing, open_model, open_tokenizer
 from gramprune.progress import Progress
 from gramprune.storage.shelf import Shelf
 
@@ -30,6 +34,36 @@ Logits = Callable[[Sequence[Tensor], Sequence[Tensor]], Iterator[Iterator[Tensor
 
 batches: tokens, (sequences, length) int64 each. asked: of every batch the positions whose logits are wanted, (wanted,)
 int64, counted through all of its sequences; logits come in their order."""
+
+
+class Opened(NamedTuple):
+    """A checkpoint that is to be evaluated."""
+
+    model: Any  # of transformers; where it is streamed, what has only its `config` and `device`
+    logits: Logits
+    tokenizer: Any
+    dtype: str  # what "auto" was
+
+
+def open_logits(
+    folder: Path | str,
+    dtype: str,
+    device: str,
+    streamed: bool,  # one block at a time in memory
+    scratch: Path,  # beside it may be a folder while it is streamed
+    what: str,  # for the progress
+) -> Opened:
+    """The logits of a checkpoint folder. Raises GrampruneError for a checkpoint that lacks a parameter."""
+    if not streamed:
+        whole, tokenizer, chosen = open_model(folder, dtype, device)
+        return Opened(whole, whole_logits(whole, what), tokenizer, chosen)
+    tokenizer = open_tokenizer(folder)
+    blocks, keys = open_blocks(folder, dtype, device)
+    if lost := keys.missing():
+        raise GrampruneError(missing(Path(folder), lost))
+    model = SimpleNamespace(config=blocks.whole.config, device=torch.device(device))
+    chosen = str(blocks.dtype).removeprefix("torch.")
+    return Opened(model, streamed_logits(blocks, scratch, what), tokenizer, chosen)
 
 
 def whole_logits(whole: PreTrainedModel, what: str = "logits") -> Logits:

@@ -7,11 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from gramprune.storage.files import scratch_folder
-from gramprune.storage.tensorfile import Entry, read_tensor, to_bytes, NAMES
+from gramprune.storage.tensorfile import NAMES, Entry, read_tensor, to_bytes
 
 
 class Shelf:
