@@ -381,7 +381,8 @@ chosen = {{"datasets": shares, "length": 64, "seed": 0, "pack": "auto", "bos": "
 calibrate(Path({str(chatty)!r}), [folder / "mine.parquet"], folder / "out.safetensors", chosen, "")
 chosen = {{"dataset": "mine", "separator": None, "length": 64, "stride": 64, "windows": 20, "bos": "auto"}}
 chosen["dtype"] = "float32"
-evaluate_perplexity(Path({str(chatty)!r}), None, folder / "mine.parquet", folder / "out.json", chosen, "", "cpu", 4, "whole")
+files = Path({str(chatty)!r}), None, folder / "mine.parquet", folder / "out.json"
+evaluate_perplexity(*files, chosen, "", "cpu", 4, "whole")
 print(peak_memory()["peak_host_mb"])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -288,8 +288,8 @@ def generative(tasks: dict[str, Any]) -> list[Any]:
 def needs_whole_model(setting: str, task: str) -> str:
     """The sentence for a task that cannot be streamed."""
     return (
-        f"config: {setting}: {task} has the model generate text, which needs the whole model, but `memory` is streamed, "
-        "or is auto and the model does not fit; set `memory: whole` for this entry, or leave the task out."
+        f"config: {setting}: {task} has the model generate text, which needs the whole model, but its memory is "
+        "streamed, or auto and the model does not fit; set `memory: whole` for this entry, or leave the task out."
     )
 
 

@@ -138,7 +138,7 @@ class Tasks(Section):
     dtype: Dtype | None = Field(None, description="Of forward passes; by default as for all.")
     memory: Memory | None = Field(
         None,
-        description="As below; by default as for all. Tasks that have the model generate text need the whole model.",
+        description="As for perplexity, and by default the same; tasks that generate text need the whole model.",
     )
 
     @model_validator(mode="before")
@@ -157,8 +157,8 @@ class Evaluation(Section):
     tasks: list[Tasks] = Field([], description="Accuracy on tasks of lm-eval; one job per entry, model and run.")
     memory: Memory = Field(
         "auto",
-        description="How much of a model is in memory while it is evaluated: the whole (divided among GPUs where one is "
-        "too small), or streamed, one block at a time, with the same figures; auto streams what does not fit.",
+        description="How much of a model is in memory while it is evaluated: the whole, divided among GPUs where one "
+        "is too small; or streamed, one block at a time, with the same figures. `auto` streams what does not fit.",
     )
 
     @model_validator(mode="after")

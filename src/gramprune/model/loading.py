@@ -96,8 +96,9 @@ class NothingLarge(TorchFunctionMode):
 def open_model(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> tuple[nn.Module, Any, str]:
     """The whole model of a checkpoint folder, to be evaluated, its tokenizer, and the dtype that "auto" was.
 
-    Where several GPUs are visible, transformers divides it among them. On a CPU weights lie and experts work as where
-    blocks are executed one by one, so that both give the same bits. Raises GrampruneError for a parameter that the checkpoint lacks, which transformers would make at random, and for
+    Where several GPUs are visible, transformers divides it among them. Weights lie and experts work as where blocks are
+    executed one by one, so that both give the same bits.
+    Raises GrampruneError for a parameter that the checkpoint lacks, which transformers would make at random, and for
     values that are not finite.
     """
     folder = Path(folder)
