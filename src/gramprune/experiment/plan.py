@@ -73,9 +73,7 @@ def streamed(settings: Settings, layouts: dict[str, dict[str, Any]]) -> list[str
         if evaluating.is_streamed(layout, settings):
             one = evaluating.perplexity(layout, settings)
             every = evaluating.perplexity(layout, settings.model_copy(update={"evaluation": whole}))
-            text = (
-                f"Perplexity of {model} is measured one block at a time, with {one.tensors / GIB:,.1f} GiB of tensors"
-            )
+            text = f"{model} is evaluated one block at a time, with {one.tensors / GIB:,.1f} GiB of tensors"
             lines += ["", f"{text}; the whole model would take {every.tensors / GIB:,.1f} GiB."]
     return lines
 
