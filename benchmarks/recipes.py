@@ -42,6 +42,7 @@ from gramprune.experiment.inputs import EMBEDDED, Dataset
 from gramprune.experiment.recipes import RECIPES as NAMED
 from gramprune.model.blocks import open_blocks
 from gramprune.model.demo import DEMOS, train
+from gramprune.model.logits import whole_logits
 from gramprune.model.products import Matrix, Products, rows_of_part
 from gramprune.pruning import allocation, joint, masks, methods
 from gramprune.pruning.gram import accumulate
@@ -324,7 +325,7 @@ def measuring(arguments: argparse.Namespace) -> Callable[[Pruned], float]:
         for name, matrix, weight in pruned:
             values = rows_of_part(parameters[name].data, matrix.part, matrix.parts)
             values.copy_(weight.T if matrix.transposed else weight)
-        return perplexity(model.to(arguments.device), test, arguments.length, BATCH, arguments.device)["perplexity"]
+        return perplexity(whole_logits(model.to(arguments.device)), test, arguments.length, BATCH)["perplexity"]
 
     return measured
 

@@ -35,6 +35,7 @@ def test_comments_key_order_and_cores_rerun_nothing(clone, config):
     assert clone.planned(dict(reversed(turned.items()))) == Counter()
     assert "Nothing to be done" in clone.snakemake("--dry-run", "--cores", "1").stdout
     assert clone.planned(changed(config, lambda c: c.update(batch_size=2, threads=2, device="cpu"))) == Counter()
+    assert clone.planned(changed(config, lambda c: c["evaluation"].update(memory="streamed"))) == Counter()
 
 
 def test_an_option_of_an_update_reruns_that_runs_updates_and_the_chain_behind_them(clone, config):

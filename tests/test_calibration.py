@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from gramprune import GrampruneError
 from gramprune.evaluation.perplexity import digest, perplexity, windows
+from gramprune.model.logits import whole_logits
 from gramprune.text.calibration import sequences
 
 LENGTH = 5
@@ -182,7 +183,7 @@ def test_perplexity_is_that_of_every_window_by_itself_in_float64(model, tokens):
             logits = model(input_ids=window[None]).logits[0].double()
         chances = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
         losses[row] = torch.tensor([-math.log(chances[i - 1, window[i]]) for i in range(1, 12)])
-    measured = perplexity(model, tokens, 12, batch_size=3, device="cpu")
+    measured = perplexity(whole_logits(model), tokens, 12, batch_size=3)
     mean = float(losses.mean())
     assert measured["loss"] == pytest.approx(mean, rel=1e-6)
     assert measured["perplexity"] == pytest.approx(math.exp(mean), rel=1e-6)
@@ -192,7 +193,7 @@ def test_perplexity_is_that_of_every_window_by_itself_in_float64(model, tokens):
 
 def test_with_a_stride_every_token_is_scored_once_with_all_that_its_window_has_before_it(model):
     text = torch.randint(0, 50, (30,), generator=torch.Generator().manual_seed(2)).tolist()
-    measured = perplexity(model, windows([text], 12, 4, None, "corpus"), 4, 3, "cpu")
+    measured = perplexity(whole_logits(model), windows([text], 12, 4, None, "corpus"), 4, 3)
     losses = []
     for place in range(1, 28):  # (30 - 12) // 4 + 1 = 5 windows reach to token 27
         window = max(0, -(-(place - 11) // 4))  # the first window that has it
@@ -208,7 +209,7 @@ def test_with_a_stride_every_token_is_scored_once_with_all_that_its_window_has_b
 def test_behind_what_stands_in_front_every_token_of_the_text_is_scored_once(model, stride, front):
     text = torch.randint(0, 50, (45,), generator=torch.Generator().manual_seed(2)).tolist()
     cut = windows([text], 11, stride, None, "corpus")
-    measured = perplexity(model, cut, stride, 3, "cpu", front)
+    measured = perplexity(whole_logits(model), cut, stride, 3, front)
     losses, seen = [], 0
     for start in range(0, 45 - 11 + 1, stride):
         for place in range(seen, start + 11):
@@ -232,8 +233,8 @@ def test_the_digest_is_that_of_what_models_see():
 
 @pytest.mark.parametrize("batch_size", [2, 7, 100])
 def test_the_batch_size_changes_nothing_but_rounding(model, tokens, batch_size):
-    one = perplexity(model, tokens, 12, 1, "cpu")
-    many = perplexity(model, tokens, 12, batch_size, "cpu")
+    one = perplexity(whole_logits(model), tokens, 12, 1)
+    many = perplexity(whole_logits(model), tokens, 12, batch_size)
     assert many["perplexity"] == pytest.approx(one["perplexity"], rel=1e-6)
     assert many["loss_per_window"] == pytest.approx(one["loss_per_window"], rel=1e-5)
     assert many["predicted_tokens"] == one["predicted_tokens"]
@@ -243,5 +244,5 @@ def test_a_loss_that_is_not_finite_is_refused(model, tokens):
     broken = LlamaForCausalLM(model.config)
     broken.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(GrampruneError) as error:
-        perplexity(broken, tokens, 12, 4, "cpu")
+        perplexity(whole_logits(broken), tokens, 12, 4)
     assert_sentence(error, "not finite", "float32")

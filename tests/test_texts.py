@@ -326,7 +326,7 @@ def test_perplexity_has_bos_in_front_of_every_window(tmp_path, documents, chatty
     stored(tmp_path, [text])
     chosen = {"dataset": "mine", "separator": None, "length": 33, "stride": 33, "windows": 4, "bos": bos}
     output = tmp_path / "out.json"
-    arguments = {"code": "code", "device": "cpu", "batch_size": 3}
+    arguments = {"code": "code", "device": "cpu", "batch_size": 3, "memory": "streamed"}
     evaluate_perplexity(chatty, None, tmp_path / "mine.parquet", output, {**chosen, "dtype": "float32"}, **arguments)
     result = json.loads(output.read_text())
     front = [BOS] if bos == "auto" else []
@@ -381,7 +381,8 @@ chosen = {{"datasets": shares, "length": 64, "seed": 0, "pack": "auto", "bos": "
 calibrate(Path({str(chatty)!r}), [folder / "mine.parquet"], folder / "out.safetensors", chosen, "")
 chosen = {{"dataset": "mine", "separator": None, "length": 64, "stride": 64, "windows": 20, "bos": "auto"}}
 chosen["dtype"] = "float32"
-evaluate_perplexity(Path({str(chatty)!r}), None, folder / "mine.parquet", folder / "out.json", chosen, "", "cpu", 4)
+files = Path({str(chatty)!r}), None, folder / "mine.parquet", folder / "out.json"
+evaluate_perplexity(*files, chosen, "", "cpu", 4, "whole")
 print(peak_memory()["peak_host_mb"])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

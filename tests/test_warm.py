@@ -24,7 +24,7 @@ sys.path.insert(0, {scripts!r})
 from job import process_start, warm
 request = {{
     "module": {module!r}, "function": {function!r}, "arguments": {arguments!r}, "where": "here", "log": "a.log",
-    "threads": 1, "gpu": {gpu}, "online": False, "began": process_start(),
+    "threads": 1, "gpus": {gpus}, "online": False, "began": process_start(),
 }}
 print(warm.ask(request), *[request[key] for key in ("note",) if key in request], flush=True)
 """
@@ -49,9 +49,9 @@ def until(true) -> None:
     raise AssertionError(f"{true} never was")
 
 
-def asking(door: Path, module: str, function: str, gpu: bool = False, **arguments) -> subprocess.Popen:
+def asking(door: Path, module: str, function: str, gpus: int = 0, **arguments) -> subprocess.Popen:
     """A job that asks the warm process to call a function."""
-    program = ASK.format(scripts=str(SCRIPTS), module=module, function=function, gpu=gpu, arguments=arguments)
+    program = ASK.format(scripts=str(SCRIPTS), module=module, function=function, gpus=gpus, arguments=arguments)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "GRAMPRUNE_WARM": str(door), "WHO": "asks"}
     return subprocess.Popen([sys.executable, "-c", program], cwd=door.parent, env=environment, **pipes)
@@ -125,7 +125,7 @@ def test_on_one_gpu_jobs_wait_for_each_other(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with warm.start(str(path), "workers") as process:
         wait = ["sh", "-c", "echo $PPID; read line < pipe"]
-        jobs = [asking(path, "subprocess", "check_call", gpu=True, args=wait) for _ in range(2)]
+        jobs = [asking(path, "subprocess", "check_call", gpus=1, args=wait) for _ in range(2)]
         jobs.sort(key=lambda job: not select.select([job.stdout], [], [], 10)[0])
         first = jobs[0].stdout.readline()
         assert not select.select([jobs[1].stdout], [], [], 1)[0]

@@ -17,6 +17,7 @@ from problems import assert_sentence
 from gramprune.errors import GrampruneError
 from gramprune.evaluation import zeroshot
 from gramprune.model.loading import open_model
+from gramprune.model.logits import whole_logits
 from gramprune.text import demo
 
 ZERO_SHOT = ROOT.parent / "shared" / "data" / "zeroshot"
@@ -139,7 +140,7 @@ def test_items_that_have_changed_since_they_were_fetched_are_refused(evaluated, 
     settings = result(evaluated, "dense", "first")["settings"]
     model = evaluated.folder / "results/tiny/model.json"
     with pytest.raises(GrampruneError) as error:
-        evaluate_tasks(model, None, tmp_path / "first.json", tmp_path / "out.json", settings, "", "cpu", 4)
+        evaluate_tasks(model, None, tmp_path / "first.json", tmp_path / "out.json", settings, "", "cpu", 4, "whole")
     assert_sentence(error, "task first", "0000000000000000", "first.json", "delete")
 
 
@@ -186,7 +187,7 @@ def test_examples_in_the_prompt_where_the_task_fixes_none_are_refused(definition
     (tmp_path / "fixed.yaml").write_text(yaml.safe_dump(fixed))
     tasks = zeroshot.load(["fixed"], [str(tmp_path)])
     with pytest.raises(GrampruneError) as error:
-        zeroshot.accuracy(None, None, tasks, shots=3, limit=None, batch_size=1)
+        zeroshot.accuracy(None, None, None, tasks, shots=3, limit=None, batch_size=1)
     assert_sentence(error, "shots is 3", "fixed", "leave")
 
 
@@ -215,7 +216,7 @@ def test_a_rolling_likelihood_is_lm_evals_own(tokenizer, documents, tmp_path):
     (tmp_path / "rolling.yaml").write_text(yaml.safe_dump(content))
     model, opened, _ = open_model(tmp_path, "float32")
     tasks = zeroshot.load(["rolling"], [str(tmp_path)])
-    found, _ = zeroshot.accuracy(model, opened, tasks, shots=None, limit=None, batch_size=4)
+    found, _ = zeroshot.accuracy(model, whole_logits(model), opened, tasks, shots=None, limit=None, batch_size=4)
     alone = HFLM(pretrained=str(tmp_path), dtype="float32", device="cpu", batch_size=4)
     assert alone.max_length == 50
     request = SimpleNamespace(args=(documents[0][:800],))
@@ -245,6 +246,6 @@ def test_real_items_give_the_accuracy_of_a_model_that_has_learnt_a_little(tmp_pa
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
     tasks = zeroshot.load(["local_arc_easy", "local_piqa"], [str(tmp_path)])
     model, tokenizer, _ = open_model(ROOT.parent / "shared/models/llama-11m", "float32")
-    found, _ = zeroshot.accuracy(model, tokenizer, tasks, shots=None, limit=300, batch_size=16)
+    found, _ = zeroshot.accuracy(model, whole_logits(model), tokenizer, tasks, shots=None, limit=300, batch_size=16)
     assert 0.25 < found["local_arc_easy"]["metrics"]["acc"] < 0.5
     assert 0.5 < found["local_piqa"]["metrics"]["acc"] < 0.7

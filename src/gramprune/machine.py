@@ -1,4 +1,4 @@
-"""The machine that a job runs on: its device, and how much memory was used."""
+"""The machine that a job runs on: its device, how much memory it has, and how much was used."""
 
 import fcntl
 import logging
@@ -7,10 +7,12 @@ import platform
 import re
 import resource
 import stat
+import subprocess
 import sys
 import tempfile
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +22,19 @@ log = logging.getLogger(__name__)
 _claimed: list[int] = []  # open files, whose locks end with the process, however it ends
 
 
-def claim_gpu() -> None:
-    """Of several GPUs that are visible, make one this process's own, so that jobs beside it get others.
+def claim_gpu(count: int = 1) -> None:
+    """Of several GPUs that are visible, make one this process's own, or more, so that jobs beside it get others.
 
-    To be called before torch looks for GPUs. Where a scheduler shows a job its one GPU there is nothing to choose.
-    Waits until one is free. Raises GrampruneError if none can be claimed.
+    To be called before torch looks for GPUs. Where a scheduler shows a job its own GPUs there is nothing to choose.
+    Waits until so many are free. Raises GrampruneError if none can be claimed.
     """
     names = visible_gpus()
-    if len(names) < 2:
+    if len(names) <= count:
         return
     folder = _own_folder()
     waited = False
     while not _claimed:
-        refusals = []
+        refusals, taken = [], {}
         for name in names:
             path = folder / f"gpu-{re.sub('[^A-Za-z0-9-]', '_', name)}.lock"
             try:
@@ -46,14 +48,18 @@ def claim_gpu() -> None:
             except OSError:
                 os.close(file)
                 continue
-            _claimed.append(file)
-            os.environ["CUDA_VISIBLE_DEVICES"] = name
-            log.info("GPU %s of %s", name, ", ".join(names))
-            return
-        if len(refusals) == len(names):
+            taken[name] = file
+            if len(taken) == count:
+                _claimed.extend(taken.values())
+                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+                log.info("GPU %s of %s", ",".join(taken), ", ".join(names))
+                return
+        for file in taken.values():  # a job that waits for more holds none
+            os.close(file)
+        if len(names) - len(refusals) < count:
             raise GrampruneError(f"no GPU can be claimed: {refusals[0]}; remove what lies there.")
         if not waited:
-            log.info("all of the GPUs %s are taken; waiting for one", ", ".join(names))
+            log.info("too many of the GPUs %s are taken; waiting", ", ".join(names))
             waited = True
         time.sleep(1)
 
@@ -102,6 +108,32 @@ def gpu() -> str | None:
             if found := re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE):
                 return found[1].strip()
     return "" if Path("/dev/nvidia0").exists() or Path("/dev/kfd").exists() else None
+
+
+@cache
+def gpu_memory() -> int | None:
+    """Bytes of the smallest GPU that this machine's driver tells of, without torch; None where it tells of none."""
+    if gpu() is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    with suppress(OSError, ValueError, subprocess.SubprocessError):
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        return min(int(line) for line in said.split()) * 2**20
+    return None
+
+
+@cache
+def memory() -> int:
+    """Bytes of host memory that a job may have: this machine's, or what a container or scheduler leaves of it."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(KeyError, ValueError):
+        found.append(int(os.environ["SLURM_MEM_PER_NODE"]) * 2**20)
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup" + Path("/proc/self/cgroup").read_text().partition("0::")[2].strip())
+        for folder in (group, *group.parents):
+            with suppress(OSError, ValueError):
+                found.append(int((folder / "memory.max").read_text()))
+    return min(size for size in found if size > 0)
 
 
 def device(wanted: str) -> str:

@@ -17,7 +17,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from gramprune.experiment import checks, resources
+from gramprune.experiment import checks, evaluating, resources
 from gramprune.experiment.countdown import Countdown
 from gramprune.storage import fingerprint, lock
 from gramprune.model import folder as model_folder
@@ -38,8 +38,18 @@ SETTINGS = SETTINGS.model_copy(
 if workflow.is_main_process:
     for name, found in LAYOUTS.items():
         logger.info(f"Model {name}: {layout.summary(found, SETTINGS.exclude)}")
-# The scripts read device and batch size from here, where defaults are filled in.
+# The scripts read device and batch size from here, where defaults are filled in, and which evaluations are streamed.
 config.update(SETTINGS.model_dump())
+config["streamed"] = {
+    name: {
+        "perplexity": evaluating.is_streamed(found, SETTINGS),
+        "tasks": {
+            tasks: evaluating.is_streamed(found, SETTINGS, tasks)
+            for tasks in SETTINGS.tasks
+        },
+    }
+    for name, found in LAYOUTS.items()
+}
 MODELS = {model.name: model for model in SETTINGS.model}
 RUNS = {run.name: run for run in SETTINGS.runs}
 RECIPES = list(pipeline.recipes(SETTINGS, LAYOUTS))

@@ -14,7 +14,7 @@ rule perplexity:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
     resources:
-        **needs(resources.perplexity),
+        **needs(evaluating.perplexity),
     params:
         settings=lambda w: canonical(SETTINGS.perplexity_settings(w.dataset)),
         code=code("stages.evaluate"),
@@ -35,7 +35,7 @@ rule tasks:
         "../envs/gramprune.yaml"
     threads: SETTINGS.threads
     resources:
-        **needs(resources.tasks, lambda w: w.tasks),
+        **needs(evaluating.tasks, lambda w: w.tasks),
     params:
         settings=lambda w: canonical(SETTINGS.tasks_settings(w.tasks)),
         code=code("stages.tasks"),

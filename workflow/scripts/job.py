@@ -26,7 +26,7 @@ def execute(snakemake, stage: str, online: bool = False, **arguments) -> NoRetur
         "where": " ".join([snakemake.rule, *map(str, snakemake.wildcards)]),
         "log": snakemake.log[0],
         "threads": snakemake.threads,
-        "gpu": bool(snakemake.resources.get("gpu")),
+        "gpus": int(snakemake.resources.get("gpu") or 0),
         "online": online,
         "began": process_start(),
     }

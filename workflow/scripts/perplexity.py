@@ -2,6 +2,8 @@ from pathlib import Path
 
 from job import execute
 
+streamed = snakemake.config["streamed"][snakemake.wildcards.model]["perplexity"]
+
 execute(
     snakemake,
     "evaluate:evaluate_perplexity",
@@ -11,4 +13,5 @@ execute(
     output=snakemake.output.result,
     device=snakemake.config["device"],
     batch_size=snakemake.config["batch_size"],
+    memory="streamed" if streamed else "whole",
 )

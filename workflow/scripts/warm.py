@@ -36,7 +36,6 @@ from gramprune.interrupt import INTERRUPTED
 
 ENVIRONMENT = "GRAMPRUNE_WARM"  # where jobs find the socket
 STARTED = b"+"
-GPU, CPU = "gpu", "cpu"  # what a job computes on, which a worker keeps
 IDLE = 2  # workers without a GPU that stay for later jobs; each has 400 MiB
 GRACE = 5  # seconds that a fork has for ending by itself
 
@@ -67,8 +66,7 @@ def ask(request: dict[str, Any]) -> int | None:
         try:
             with short(os.environ[ENVIRONMENT]) as address:
                 server.connect(address)
-            kind = GPU if request["gpu"] else CPU
-            socket.send_fds(server, [f"{kind} {request['module']}".encode()], [file.fileno(), 1, 2])
+            socket.send_fds(server, [f"{request['gpus']} {request['module']}".encode()], [file.fileno(), 1, 2])
             if server.recv(1) != STARTED:
                 raise ConnectionError("it has ended")
         except OSError as error:  # as when something cannot be imported: this process will say what
@@ -118,9 +116,9 @@ def serve(listening: int, how: str) -> None:
                 client, _ = door.accept()
                 with client:
                     said, files, _, _ = socket.recv_fds(client, 256, 3)
-                    kind, _, module = said.decode().partition(" ")
+                    gpus, _, module = said.decode().partition(" ")
                     if module and how == "workers":
-                        workers.waiting.append((kind, [os.dup(client.fileno()), *map(os.dup, files)]))
+                        workers.waiting.append((int(gpus), [os.dup(client.fileno()), *map(os.dup, files)]))
                     elif module:  # else killed before it could say
                         load(module)
                         if os.fork() == 0:
@@ -132,46 +130,58 @@ def serve(listening: int, how: str) -> None:
 
 
 class Workers:
-    """Processes that do one job after the other, and the jobs that wait for one: as many for GPUs as there are GPUs."""
+    """Processes that do one job after the other, each with as many GPUs as its first one, and the jobs that wait."""
 
     def __init__(self) -> None:
-        self.busy: dict[socket.socket, str] = {}  # by the kind of their jobs
-        self.idle: dict[socket.socket, str] = {}
-        self.waiting: list[tuple[str, list[int]]] = []  # kind; the job's socket and files
+        self.busy: dict[socket.socket, int] = {}  # how many GPUs each has
+        self.idle: dict[socket.socket, int] = {}
+        self.waiting: list[tuple[int, list[int]]] = []  # GPUs, the job's socket and its files
 
     def look(self, ready: list[Any]) -> None:
         """See which are done, and which have ended."""
         for worker in self.busy.keys() & set(ready):
-            kind = self.busy.pop(worker)
+            gpus = self.busy.pop(worker)
             try:
                 done = bool(worker.recv(1))
             except OSError:
                 done = False
-            if done and (kind == GPU or [*self.idle.values()].count(CPU) < IDLE):
-                self.idle[worker] = kind
+            if done and (gpus or [*self.idle.values()].count(0) < IDLE):
+                self.idle[worker] = gpus
             else:
                 worker.close()  # and it ends, if it has not yet
 
     def hand_over(self, door: socket.socket) -> None:
-        """Give the jobs that wait to workers that are idle, or to new ones."""
+        """Give the jobs that wait to workers that are idle, or to new ones; those for GPUs in their order."""
+        full = False
         for job in [*self.waiting]:
-            kind, files = job
-            worker = next((worker for worker, has in self.idle.items() if has == kind), None)
-            if worker is None:
-                gpus = [*self.busy.values()].count(GPU)
-                if kind == GPU and gpus >= max(1, len(machine.visible_gpus())):
-                    continue
-                worker = self.hire(door)
+            gpus, files = job
+            worker = next((worker for worker, has in self.idle.items() if has == gpus), None)
+            if worker is None and gpus:
+                full = full or not self.make_room(gpus)
+            if gpus and full:
+                continue
+            worker = worker or self.hire(door)
             self.idle.pop(worker, None)
             try:
                 socket.send_fds(worker, [STARTED], files)
             except OSError:  # it has been killed: another, next time
                 worker.close()
                 continue
-            self.busy[worker] = kind
+            self.busy[worker] = gpus
             self.waiting.remove(job)
             for file in files:
                 os.close(file)
+
+    def make_room(self, gpus: int) -> bool:
+        """Whether so many GPUs are free, if need be when workers have gone that have no job."""
+        there = max(gpus, len(machine.visible_gpus()))
+        while sum(self.busy.values()) + sum(self.idle.values()) + gpus > there:
+            worker = next((worker for worker, has in self.idle.items() if has), None)
+            if worker is None:
+                return False
+            del self.idle[worker]
+            worker.close()
+        return True
 
     def hire(self, door: socket.socket) -> socket.socket:
         """A new worker, by the socket that it listens to."""

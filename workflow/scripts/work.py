@@ -30,7 +30,7 @@ def work(
     where: str,  # rule and wildcards, for people
     log: str,
     threads: int,
-    gpu: bool,
+    gpus: int,  # that it asks for
     online: bool,
     began: float,  # when the job's process was started, seconds since the epoch
     note: str = "",  # to be said first
@@ -54,8 +54,8 @@ def work(
         logger.warning("%s: %s", where, note)
     try:
         set_environment(online)
-        if gpu:
-            machine.claim_gpu()
+        if gpus:
+            machine.claim_gpu(gpus)
         return_freed_memory(16 * MIB)
         gc.disable()  # importing makes many objects and no garbage: a fifth less time without the collector
         run = getattr(import_module(module), function)

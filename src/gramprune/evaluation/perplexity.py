@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gramprune.errors import GrampruneError
-from gramprune.progress import progress
+from gramprune.evaluation.asked import Logits, measured
 
 
 def windows(
@@ -61,29 +61,29 @@ def digest(windows: Tensor, front: Sequence[int]) -> str:
 
 @torch.no_grad()
 def perplexity(
-    model: torch.nn.Module,  # a causal language model of transformers
+    logits: Logits,  # of a causal language model
     tokens: Tensor,  # (windows, length) of the text
     stride: int,  # tokens from one window's begin to the next's
     batch_size: int,
-    device: str,
     front: Sequence[int] = (),  # what stands before every window
 ) -> dict[str, Any]:
     """`perplexity`, `loss` (nats per token), how many tokens were predicted, and both per window.
 
     Raises GrampruneError if a loss is not finite.
     """
-    losses: list[float] = []
     length = len(front) + tokens.shape[1]
     predicted = length - max(1, len(front))  # per window; of those that overlap, what the one before did not have
     scored = [predicted] + [min(stride, predicted)] * (len(tokens) - 1)
-    batches = range(0, len(tokens), batch_size)
-    for start in progress(batches, "perplexity", batch_size * length, "tokens"):
-        batch = behind(front, tokens[start : start + batch_size]).to(device)
-        logits = model(input_ids=batch, use_cache=False).logits
-        for window, scores in zip(batch, logits, strict=True):  # one by one: float32 logits are the largest tensor
-            new = scored[len(losses)]
-            loss = torch.nn.functional.cross_entropy(scores[-new - 1 : -1].float(), window[-new:], reduction="none")
-            losses.append(float(loss.double().sum()))
+    batches = [behind(front, some) for some in tokens.split(batch_size)]
+    counts = [scored[start : start + batch_size] for start in range(0, len(tokens), batch_size)]
+    targets, asked = [], []
+    for batch, news in zip(batches, counts, strict=True):
+        targets.append(torch.cat([window[-new:] for window, new in zip(batch, news, strict=True)]))
+        ends = [length * (row + 1) - 1 for row in range(len(news))]
+        asked.append(torch.cat([torch.arange(end - new, end) for end, new in zip(ends, news, strict=True)]))
+    losses: list[float] = []
+    for found, news in zip(measured(logits, batches, asked, targets, _losses), counts, strict=True):
+        losses += [float(some.double().sum()) for some in found.split(news)]
     mean = math.fsum(losses) / sum(scored)
     if not math.isfinite(mean):
         raise GrampruneError(
@@ -100,3 +100,8 @@ def perplexity(
         "tokens_per_window": scored,
         "loss_per_window": [loss / count for loss, count in zip(losses, scored, strict=True)],
     }
+
+
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats per token, in float32."""
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")

@@ -20,9 +20,11 @@ def write_evaluation(
     device: str,
     dtype: str,  # of forward passes
     batch_size: int,
+    memory: str,  # whole or streamed; it changes no figure but for rounding on another device
 ) -> None:
     """Write figures and all that they depend on as JSON."""
-    made = {"dtype": dtype, "batch_size": batch_size, "device": device, "settings": settings, "code": code}
-    made |= {"model": manifest, "versions": files.versions(), "hardware": machine.hardware(device)}
+    made = {"dtype": dtype, "batch_size": batch_size, "memory": memory, "device": device}
+    made |= {"settings": settings, "code": code, "model": manifest}
+    made |= {"versions": files.versions(), "hardware": machine.hardware(device)}
     seconds = round(time.monotonic() - started, 3)
     files.write_json(path, {**figures, **made, "seconds": seconds, **machine.peak_memory()})

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from itertools import islice
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from gramprune.errors import GrampruneError, suggest
+from gramprune.evaluation.asked import Logits
 from gramprune.progress import Progress
 from gramprune.storage import files
 
@@ -83,7 +84,7 @@ def _places(name: str, index: dict[str, Definition]) -> Iterator[str]:
     if entry.folder is not None:
         yield entry.folder
     for member in entry.members:
-        inner = member if isinstance(member, str) else member.get("task") or member.get("group")
+        inner = _name(member)
         if isinstance(inner, str) and inner in index and inner != name:
             yield from _places(inner, index)
 
@@ -121,6 +122,35 @@ def _content(path: Path) -> dict[str, Any]:
     for name in [above] if isinstance(above, str) else above:
         content = {**_content(path.parent / name), **content}
     return content
+
+
+def generating(names: list[str], folders: list[str]) -> str | None:
+    """The first task, of those that are named or in a group or tag that is, that has the model generate text.
+
+    As far as definitions say it: not of a task that is written in Python, which is seen when it is loaded.
+    """
+    index: dict[str, Definition] = {}
+    kinds: dict[str, str] = {}
+    for folder in folders:
+        index = {**own(folder), **index}
+        for path in Path(folder).rglob("*.yaml"):
+            with suppress(OSError, ValueError, yaml.YAMLError, RecursionError):
+                content = _content(path)
+                if isinstance(content.get("task"), str) and "class" not in content:
+                    kinds[content["task"]] = content.get("output_type", "generate_until")
+    queue = list(names)
+    for name in queue:
+        if kinds.get(name) == "generate_until":
+            return name
+        for member in index[name].members if name in index else ():
+            inner = _name(member)
+            queue += [inner] if isinstance(inner, str) and inner not in queue else []
+    return None
+
+
+def _name(member: Any) -> Any:
+    """What a member of a group is called."""
+    return member if isinstance(member, str) else member.get("task") or member.get("group")
 
 
 def all_of_them(include_path: str | None, defaults: bool = True) -> dict[str, Definition]:
@@ -186,7 +216,8 @@ def described(tasks: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def accuracy(
-    network: Any,  # a causal language model of transformers
+    network: Any,  # a causal language model of transformers; or what has its `config` and `device`, see `Suite`
+    logits: Logits,  # of that model
     tokenizer: Any,
     tasks: dict[str, Any],  # as `load` gives them
     shots: int | None,  # examples in the prompt; None: as the task says
@@ -198,7 +229,8 @@ def accuracy(
     Raises GrampruneError for a task that does not let the number of examples be chosen.
     """
     from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
+
+    from gramprune.evaluation.suite import Suite
 
     # As lm-eval's `simple_evaluate` does it, without its survey of the machine, which takes seconds of every job.
     for name, task in tasks["tasks"].items():
@@ -209,13 +241,11 @@ def accuracy(
             )
         task.set_config(key="num_fewshot", value=(fixed or 0) if shots is None else shots)
         task.set_fewshot_seed(seed=SEED)
-    model = HFLM(pretrained=network, tokenizer=tokenizer, batch_size=batch_size)
+    model = Suite(network, tokenizer, batch_size, logits)
     for request in ("loglikelihood", "loglikelihood_rolling", "generate_until"):  # no bars: `Progress` writes lines
         setattr(model, request, partial(getattr(model, request), disable_tqdm=True))
-    count = Progress("tasks", sum(_sequences(task, limit) for task in tasks["tasks"].values()), 1, "sequences")
-    counting = network.register_forward_hook(lambda module, inputs, output: count.step(len(output.logits)))
-    found = evaluate(model, task_dict=tasks, limit=limit)
-    counting.remove()
+    with _counted(network, tasks, limit):
+        found = evaluate(model, task_dict=tasks, limit=limit)
     results = {}
     for name in tasks["tasks"]:
         samples = found["samples"][name]
@@ -230,10 +260,37 @@ def accuracy(
     return results, groups
 
 
-def _sequences(task: Any, limit: int | None) -> int:
-    """How many sequences a task has the model see, about."""
-    items = islice(task.eval_docs, limit)
-    return sum(len(task.doc_to_choice(item)) if task.OUTPUT_TYPE == "multiple_choice" else 1 for item in items)
+@contextmanager
+def _counted(network: Any, tasks: dict[str, Any], limit: int | None) -> Iterator[None]:
+    """Write now and then for how many items text has been generated: those that the network has seen the prompt of."""
+    items = sum(len([*islice(task.eval_docs, limit)]) for task in generative(tasks))
+    if not items:
+        yield
+        return
+    count = Progress("generated texts", items)
+
+    def step(module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if kwargs.get("input_ids") is not None and kwargs["input_ids"].shape[1] > 1:
+            count.step(len(kwargs["input_ids"]))
+
+    hook = network.register_forward_hook(step, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def generative(tasks: dict[str, Any]) -> list[Any]:
+    """The tasks, of those that were loaded, that have the model generate text."""
+    return [task for task in tasks["tasks"].values() if task.OUTPUT_TYPE == "generate_until"]
+
+
+def needs_whole_model(setting: str, task: str) -> str:
+    """The sentence for a task that cannot be streamed."""
+    return (
+        f"config: {setting}: {task} has the model generate text, which needs the whole model, but its memory is "
+        "streamed, or auto and the model does not fit; set `memory: whole` for this entry, or leave the task out."
+    )
 
 
 def _metrics(found: dict[str, Any]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from gramprune.errors import GrampruneError, suggest
 from gramprune.evaluation import zeroshot
-from gramprune.experiment import allocations, outputs, patterns, pipeline, settings
+from gramprune.experiment import allocations, evaluating, outputs, patterns, pipeline, settings
 from gramprune.experiment.run import Run
 from gramprune.experiment.settings import Model, Settings, Tasks
 from gramprune.model import inspect, layout, source
@@ -82,7 +82,7 @@ def _looks(
     for model in chosen.model:
         yield lambda model=model: look_at_model(chosen, model, layouts, planning, known)
     for place, entry in enumerate(chosen.evaluation.tasks):
-        yield lambda place=place, entry=entry: check_tasks(known, place, entry)
+        yield lambda place=place, entry=entry: check_tasks(chosen, layouts, known, place, entry)
     if not planning:
         for name in dict.fromkeys(name for _, name in chosen.dataset_uses):
             yield lambda name=name: check_text(chosen, name)
@@ -101,10 +101,15 @@ def look_at_model(
         inspect.once(Path(model.location), found, path)
 
 
-def check_tasks(known: Path, place: int, entry: Tasks) -> None:
-    """Raises GrampruneError for tasks that lm-eval does not know."""
+def check_tasks(chosen: Settings, layouts: dict[str, dict[str, Any]], known: Path, place: int, entry: Tasks) -> None:
+    """Raises GrampruneError for tasks that lm-eval does not know, and for those that would be streamed but cannot."""
     check_include_path(entry.include_path, place)
-    zeroshot.folders(entry.tasks, entry.include_path, zeroshot.place(known), f"evaluation.tasks[{place}]")
+    setting, kept = f"evaluation.tasks[{place}]", zeroshot.place(known)
+    found = zeroshot.folders(entry.tasks, entry.include_path, kept, setting)
+    if any(evaluating.is_streamed(layout, chosen, entry.name) for layout in layouts.values()):
+        generating = zeroshot.generating(entry.tasks, found)
+        if generating:
+            raise GrampruneError(zeroshot.needs_whole_model(setting, generating))
 
 
 def check_model(found: dict[str, Any], model: str, chosen: Settings) -> None:

@@ -17,13 +17,14 @@ class Device:
     half: float  # bfloat16 operations
     bandwidth: float  # bytes of its memory
     efficiency: float  # share of that which is reached
+    memory: float = 0.0  # bytes; of a CPU, what the machine has
 
 
 DEVICES = {
     "cpu": Device(75e9, 75e9, 10e9, 0.7),  # one thread of a server; both measured
-    "a100": Device(19.5e12, 312e12, 2.0e12, 0.4),
-    "h100": Device(67e12, 989e12, 3.35e12, 0.4),
-    "h200": Device(67e12, 989e12, 4.8e12, 0.4),
+    "a100": Device(19.5e12, 312e12, 2.0e12, 0.4, 80 * GIB),
+    "h100": Device(67e12, 989e12, 3.35e12, 0.4, 79 * GIB),
+    "h200": Device(67e12, 989e12, 4.8e12, 0.4, 139 * GIB),
 }
 STORAGE = 1e9  # bytes per second that files are read and written with
 DOWNLOAD = 1e8  # bytes per second from the hub
@@ -40,12 +41,14 @@ class Need:
     disk: float = 0.0  # of what it writes,
     passing: float = 0.0  # of it hidden states, which `keep: gram` and `keep: results` remove,
     scratch: float = 0.0  # and what only `keep: results` removes
+    aside: float = 0.0  # bytes of files that are there only while it works
     read: float = 0.0  # from files
     full: float = 0.0  # operations in the Gram matrices' dtype
     half: float = 0.0  # operations in the model's dtype
     traffic: float = 0.0  # bytes through the device's memory, where operations are not what takes the time
     fetched: float = 0.0  # bytes from the network
     accelerated: bool = False  # whether it has work for a GPU
+    divisible: bool = False  # whether several can share its memory
     start: float = 2.0  # seconds to start and import
 
     def host(self, device: str) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any
 
-from gramprune.experiment import resources
+from gramprune.experiment import evaluating, resources
 from gramprune.experiment.needs import Need
 from gramprune.experiment.run import Run
 from gramprune.experiment.settings import Settings
@@ -115,11 +115,11 @@ def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Jo
             checkpoint = ("fetch_model", model) if run == "dense" else ("assemble", model, run)
             for text in settings.evaluation.perplexity.datasets:
                 key = ("perplexity", model, run, text.dataset)
-                found[key] = Job(resources.perplexity(layout, settings), (checkpoint, ("fetch_data", text.dataset)))
+                found[key] = Job(evaluating.perplexity(layout, settings), (checkpoint, ("fetch_data", text.dataset)))
                 evaluated.append(key)
             for name in settings.tasks:
                 key = ("tasks", model, run, name)
-                found[key] = Job(resources.tasks(layout, settings, name), (checkpoint, ("fetch_tasks", name)))
+                found[key] = Job(evaluating.tasks(layout, settings, name), (checkpoint, ("fetch_tasks", name)))
                 evaluated.append(key)
     found[("summary",)] = Job(resources.summary(), tuple(evaluated))
     found[("report",)] = Job(resources.report(), (("summary",),))

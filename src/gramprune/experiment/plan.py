@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from gramprune.experiment import patterns, pipeline
+from gramprune.experiment import evaluating, patterns, pipeline
 from gramprune.experiment.needs import DEVICES, GIB, Need
 from gramprune.experiment.options import OwnTarget
 from gramprune.experiment.pipeline import Job, Key
@@ -29,6 +29,7 @@ def plan(settings: Settings, layouts: dict[str, dict[str, Any]]) -> str:
         *columns([header, *stages(work, settings)]),
     ]
     lines += sparsities(settings, layouts)
+    lines += streamed(settings, layouts)
     kept = kept_bytes(work)
     lines += ["", "Disk at the end: " + ", ".join(f"{size / GIB:,.1f} GiB with keep: {k}" for k, size in kept.items())]
     lines += ["", f"Wall time by the number of devices, with {OVERHEAD:.0f} s per job for a cluster to start it:", ""]
@@ -61,6 +62,19 @@ def sparsities(settings: Settings, layouts: dict[str, dict[str, Any]]) -> list[s
                 share += f", before the allocation {run.allocation.method}" if run.allocated else ""
                 lines += ["", f"Sparsity of {run.name} in {model}, {share}:"]
                 lines += [f"  {line}" for line in patterns.described([each.sparsity for each in recipes], names)]
+    return lines
+
+
+def streamed(settings: Settings, layouts: dict[str, dict[str, Any]]) -> list[str]:
+    """The models that are evaluated one block at a time, and what the whole ones would take."""
+    lines = []
+    whole = settings.evaluation.model_copy(update={"memory": "whole"})
+    for model, layout in layouts.items():
+        if evaluating.is_streamed(layout, settings):
+            one = evaluating.perplexity(layout, settings)
+            every = evaluating.perplexity(layout, settings.model_copy(update={"evaluation": whole}))
+            text = f"{model} is evaluated one block at a time, with {one.tensors / GIB:,.1f} GiB of tensors"
+            lines += ["", f"{text}; the whole model would take {every.tensors / GIB:,.1f} GiB."]
     return lines
 
 

@@ -29,7 +29,6 @@ EVALUATION_DATA = 100 * MIB  # texts and tokens
 TOKENISING = 350 * MIB  # more for as much text as is tokenised at once, two megabytes
 LM_EVAL = 130 * MIB  # what it imports beside transformers
 TRAINING_TEXT = 300 * MIB  # an embedded model's, while its tokenizer is trained
-ITEMS, ITEM_TOKENS = 2000, 512  # of a task: how many there are, and the longest, with four answers each
 
 
 @dataclass(frozen=True)
@@ -356,43 +355,16 @@ def assemble(layout: dict[str, Any], settings: Settings) -> Need:
     return Need(TORCH, tensors=12.0 * largest, disk=size, read=2 * size)
 
 
-def perplexity(layout: dict[str, Any], settings: Settings) -> Need:
-    """Perplexity of one checkpoint on one dataset."""
-    measure = settings.evaluation.perplexity
-    one = 3 * 4 * measure.length * layout["vocabulary"]  # one window's losses in float32
-    need = _whole_model(
-        layout,
-        width(layout, settings, on(settings)),
-        machine.batch(settings.batch_size, measure.length, on(settings)),
-        measure.length,
-        measure.windows or 150,
-    )
-    return replace(need, base=need.base + TOKENISING, tensors=need.tensors + one)
+def fits(need: Need, settings: Settings) -> bool:
+    """Whether this machine has the memory for a job, and a GPU of the kind that it would have."""
+    device = settings.device.partition(":")[0]
+    return asked(need, device) <= machine.memory() and (device == "cpu" or need.gpu() <= gpu_memory(settings))
 
 
-def tasks(layout: dict[str, Any], settings: Settings, name: str) -> Need:
-    """Accuracy of one checkpoint on the tasks of one entry, whose items are not known yet."""
-    chosen = settings.tasks[name]
-    size = width(layout, settings, on(settings), chosen.dtype)
-    items, batch = chosen.limit or ITEMS, machine.batch(chosen.batch_size or settings.batch_size, 128, on(settings))
-    length = min(ITEM_TOKENS, layout["context"] or ITEM_TOKENS)
-    need = _whole_model(layout, size, batch, length, items * len(chosen.tasks))
-    logits = 4.0 * batch * length * layout["vocabulary"]  # their logarithms in float32
-    return replace(need, base=need.base + LM_EVAL, tensors=need.tensors + logits, start=12.0)
-
-
-def _whole_model(layout: dict[str, Any], size: int, batch: int, length: int, windows: int) -> Need:
-    """A whole model, of so many bytes per weight, that sees so many windows of text."""
-    parameters = model_bytes(layout) / BYTES[layout["dtype"]]
-    return Need(
-        TRANSFORMERS + EVALUATION_DATA,
-        tensors=size * (parameters + batch * length * (layout["vocabulary"] + 10 * layout["width"])),
-        staging=size * parameters,
-        read=BYTES[layout["dtype"]] * parameters,
-        half=2.0 * parameters * windows * length,
-        accelerated=True,
-        start=6.0,
-    )
+def gpu_memory(settings: Settings) -> float:
+    """Bytes of the GPU that a job would have: of this machine's, or one of `DEVICES`."""
+    device = likely_device(settings.device)
+    return machine.gpu_memory() or DEVICES["a100" if device == "cpu" else device].memory
 
 
 def summary() -> Need:
@@ -405,21 +377,30 @@ def report() -> Need:
     return Need(PYTHON + 250 * MIB, disk=5 * MIB, start=10.0)
 
 
+def asked(need: Need, device: str) -> float:
+    """Bytes of host memory that a scheduler is asked for."""
+    return 1.2 * need.host(device) + SNAKEMAKE
+
+
 def requested(need: Callable[[Any], Need], settings: Settings) -> dict[str, Any]:
     """The `resources` of a rule, of the wildcards and the attempt: twice the memory and time with every further one.
 
-    mem_mb, disk_mb; runtime in minutes, of four times the estimate and at least ten; gpu, 0 where `device: cpu`.
+    mem_mb, disk_mb; runtime in minutes, of four times the estimate and at least ten; gpu, 0 where `device: cpu`, and
+    more than 1 for a whole model that one has not the memory for.
     """
     device = settings.device.partition(":")[0]
 
     def gpu(wildcards: Any) -> int:
-        return int(device != "cpu" and need(wildcards).accelerated)
+        found = need(wildcards)
+        if device == "cpu" or not found.accelerated:
+            return 0
+        return ceil(found.gpu() / gpu_memory(settings)) if found.divisible and device == settings.device else 1
 
     def memory(wildcards: Any, attempt: int) -> int:
-        return ceil((1.2 * need(wildcards).host(device) + SNAKEMAKE) / MIB) * 2 ** (attempt - 1)
+        return ceil(asked(need(wildcards), device) / MIB) * 2 ** (attempt - 1)
 
     def disk(wildcards: Any) -> int:
-        return ceil(need(wildcards).disk / MIB) + 100
+        return ceil((need(wildcards).disk + need(wildcards).aside) / MIB) + 100
 
     def minutes(wildcards: Any, attempt: int) -> int:
         seconds = need(wildcards).seconds("cpu" if device == "cpu" else "a100", settings.threads_at_least)

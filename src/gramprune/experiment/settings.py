@@ -29,7 +29,7 @@ from gramprune.experiment.recipes import RECIPES
 from gramprune.experiment.run import Run
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
+Memory = Literal["auto", "whole", "streamed"]
 
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bos = Annotated[
@@ -139,6 +139,10 @@ class Tasks(Section):
         None, description="Items per forward pass; by default as for all, of which auto takes 128 tokens for an item."
     )
     dtype: Dtype | None = Field(None, description="Of forward passes; by default as for all.")
+    memory: Memory | None = Field(
+        None,
+        description="As for perplexity, and by default the same; tasks that generate text need the whole model.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -154,6 +158,11 @@ class Evaluation(Section):
 
     perplexity: Perplexity
     tasks: list[Tasks] = Field([], description="Accuracy on tasks of lm-eval; one job per entry, model and run.")
+    memory: Memory = Field(
+        "auto",
+        description="How much of a model is in memory while it is evaluated: the whole, divided among GPUs where one "
+        "is too small; or streamed, one block at a time, with the same figures. `auto` streams what does not fit.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Evaluation:
@@ -289,6 +298,10 @@ class Settings(Section):
         """The tasks of lm-eval by the names of their entries."""
         return {tasks.name: tasks for tasks in self.evaluation.tasks}
 
+    def memory_of(self, tasks: str | None = None) -> str:
+        """How much of a model is in memory for perplexity, or an entry of tasks."""
+        return (tasks and self.tasks[tasks].memory) or self.evaluation.memory
+
     def tasks_settings(self, name: str) -> dict[str, Any]:
         """All that the accuracy on an entry's tasks depends on, besides checkpoint, items and definitions."""
         tasks = self.tasks[name]
@@ -351,7 +364,8 @@ class Settings(Section):
     @property
     def experiment(self) -> dict[str, Any]:
         """The configuration without what changes no figure, and without defaults; `load` takes it again."""
-        elsewhere = {"device", "batch_size", "threads", "results", "keep"}
+        elsewhere: dict[str, Any] = dict.fromkeys(("device", "batch_size", "threads", "results", "keep"), True)
+        elsewhere["evaluation"] = {"memory": True, "tasks": {"__all__": {"memory"}}}
         found = self.model_dump(exclude=elsewhere, exclude_defaults=True, mode="json")
         for run, dumped in zip(self.runs, found["runs"], strict=True):  # a default may stand before a recipe's value
             dumped |= run.model_dump(include=set(RECIPES.get(run.recipe or "", ())), mode="json")

@@ -10,15 +10,18 @@ one machine with as many threads and weights that lie alike in memory; elsewhere
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from gramprune.errors import GrampruneError
 from gramprune.model.keys import Keys
@@ -44,10 +47,10 @@ class Blocks:
 
     def __init__(self, whole: PreTrainedModel, source: Source, device: str = "cpu"):
         config = whole.config
-        nested = config.get_text_config() is not config  # a language model with others around it
-        self.model = whole.get_decoder() if nested else whole.base_model  # what feeds the blocks; no head is needed
+        self.whole, self.model = whole, decoder_of(whole)
         prefix = next(name for name, module in whole.named_modules() if module is self.model)
         path, self._list = _find_blocks(self.model, config)
+        self.trunk = trunk_of(whole)
         self.prefix = f"{prefix}.{path}" if prefix else path
         """Name of the list of blocks in the model: the parameters of block 3 start with `{prefix}.3.`"""
         self.kind: str = config.model_type
@@ -134,6 +137,32 @@ class Blocks:
             with _disable_current_modes():  # nobody is to see this pass
                 self._pass(tokens[:1], entering and {name: tensor[:1] for name, tensor in entering.items()}, True)
         return self._pass(tokens, entering)
+
+    @torch.no_grad()
+    def last(self, tokens: Tensor, entering: Flow | None = None) -> Tensor:
+        """What the model's trunk makes of what leaves the last block, which is loaded; see `given_by`.
+
+        (batch, length, width), on the device.
+        """
+        return given_by(self.trunk, lambda: self.forward(tokens, entering))
+
+    @contextmanager
+    def head(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Until the end of the `with`, what makes logits is in memory: hidden states (positions, width) of what `last`
+        gives -> (positions, vocabulary)."""
+        self._embed()  # the head may be the same table
+        beside = {name: module for name, module in self.whole.named_children() if self.model not in module.modules()}
+        empty = [(module, dict(module.named_parameters())) for module in beside.values()]
+        there = {self._tied.get(name, name): one for name, one in self.whole.named_parameters() if not one.is_meta}
+        try:
+            for path, module in beside.items():
+                self._fill(module, f"{path}.", there=there)
+                module.to(self.device)
+            yield partial(through_head, self.whole, self.trunk)
+        finally:
+            for module, parameters in empty:
+                for name, parameter in parameters.items():
+                    _put(module, name, parameter)
 
     def _pass(self, tokens: Tensor, entering: Flow | None, learning: bool = False) -> tuple[Flow, Flow]:
         """learning: a stub asks the block what it returns, before it works itself."""
@@ -223,10 +252,19 @@ class Blocks:
         )
         self.shape = tuple(size for d, size in enumerate(one) if d not in self._dimensions)
 
-    def _fill(self, module: nn.Module, prefix: str, change: Callable[[str, Tensor], None] | None = None) -> None:
+    def _fill(
+        self,
+        module: nn.Module,
+        prefix: str,
+        change: Callable[[str, Tensor], None] | None = None,
+        there: Mapping[str, nn.Parameter] = MappingProxyType({}),  # with values, by the names that they have as one
+    ) -> None:
         """Give a module's parameters their values, and its buffers those that the checkpoint has."""
         for name, tensor in [*module.named_parameters(), *_persistent_buffers(module)]:
             if self._embedding and tensor is self._embedding.weight:
+                continue
+            if (known := there.get(self._tied.get(prefix + name, ""))) is not None:
+                _put(module, name, known)
                 continue
             values = self._source(prefix + name, tensor)
             if values is None:
@@ -289,6 +327,57 @@ def _nested(flow: Flow, name: str, device: str) -> dict[str, tuple[Tensor, ...]]
         if place.startswith(f"{name}/"):
             found[place.split("/")[1]].append(tensor.to(device))
     return {key: tuple(members) for key, members in found.items()}
+
+
+def decoder_of(whole: PreTrainedModel) -> nn.Module:
+    """What feeds the blocks of a model, without a head, and without what makes something of images or sounds."""
+    nested = whole.config.get_text_config() is not whole.config  # a language model with others around it
+    return whole.get_decoder() if nested else whole.base_model
+
+
+def trunk_of(whole: PreTrainedModel) -> nn.Module:
+    """The module that has the list of blocks: of what it gives the rest of the model makes logits, token by token."""
+    decoder = decoder_of(whole)
+    path, _ = _find_blocks(decoder, whole.config)
+    return decoder.get_submodule(path.rpartition(".")[0])
+
+
+def given_by(trunk: nn.Module, work: Callable[[], Any]) -> Tensor:
+    """The hidden states (batch, length, width) that a module gives while something works, which stops there."""
+    found: list[Tensor] = []
+
+    def note(module: nn.Module, args: tuple, output: Any) -> None:
+        found.append(output[0])
+        raise Enough
+
+    hook = trunk.register_forward_hook(note)
+    try:
+        with suppress(Enough):
+            work()
+    finally:
+        hook.remove()
+    return found[-1]  # the first may be of a pass that only learns what blocks return
+
+
+def through_head(whole: PreTrainedModel, trunk: nn.Module, states: Tensor) -> Tensor:
+    """Logits (positions, vocabulary) of what the trunk gives (positions, width), as the model itself makes them."""
+    own = vars(trunk).get("forward")  # as of a model that lies on several devices
+    trunk.forward = lambda *args, **kwargs: _Given(last_hidden_state=states[None])
+    try:
+        tokens = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
+        return whole(input_ids=tokens, use_cache=False).logits[0]
+    finally:
+        del trunk.forward
+        if own is not None:
+            trunk.forward = own
+
+
+class _Given(BaseModelOutput):
+    """What a trunk gives, of any family: hidden states, and nothing else that is asked for."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 def open_blocks(folder: Path | str, dtype: str | None = None, device: str = "cpu") -> tuple[Blocks, Keys]:

@@ -18,6 +18,7 @@ from transformers.models.auto import modeling_auto
 from gramprune import machine
 from gramprune.errors import GrampruneError, first_line
 from gramprune.model.folder import read_config
+from gramprune.model.keys import Keys
 from gramprune.model.weights import Weights
 from gramprune.pruning.numerics import finite
 
@@ -26,6 +27,8 @@ LOCAL = {"local_files_only": True, "trust_remote_code": False}
 ADAPTER = "adapter_config.json"
 MADE = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn}
 """What parameters are made with."""
+ALIGNED = 64
+"""Weights begin at multiples of so many bytes: the order of a product's sums depends on it."""
 LARGE = 2**24
 """Numbers in a tensor that takes much memory."""
 
@@ -94,20 +97,28 @@ class NothingLarge(TorchFunctionMode):
 def open_model(folder: Path | str, dtype: str | None = None, device: str = "cpu") -> tuple[nn.Module, Any, str]:
     """The whole model of a checkpoint folder, to be evaluated, its tokenizer, and the dtype, as `compute_dtype` says.
 
+    Where several GPUs are visible, transformers divides it among them. Weights lie and experts work as where blocks are
+    executed one by one, so that both give the same bits.
     Raises GrampruneError for a parameter that the checkpoint lacks, which transformers would make at random, and for
     values that are not finite.
     """
     folder = Path(folder)
     config, tokenizer = parse_config(folder), open_tokenizer(folder)
-    chosen = compute_dtype(dtype, config, Weights(folder), device)
-    model, found = model_class(config).from_pretrained(folder, dtype=chosen, output_loading_info=True, **LOCAL)
+    weights = Weights(folder)
+    chosen = compute_dtype(dtype, config, weights, device)
+    several = device == "cuda" and torch.cuda.device_count() > 1
+    how = {"dtype": chosen, "experts_implementation": "eager", "device_map": "auto" if several else None}
+    model, found = model_class(config).from_pretrained(folder, output_loading_info=True, **how, **LOCAL)
     lost = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
     if lost:
         raise GrampruneError(missing(folder, lost))
+    keys = Keys(model, weights)
     for name, parameter in model.named_parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNED:
+            parameter.data = keys.read(name, parameter).to(chosen)  # it was mapped, and not looked at yet
         if not finite(parameter):
             raise GrampruneError(f"{folder}: {name} holds NaN or infinite values.")
-    return model.to(device).eval(), tokenizer, str(chosen).removeprefix("torch.")
+    return (model if several else model.to(device)).eval(), tokenizer, str(chosen).removeprefix("torch.")
 
 
 def missing(folder: Path, names: list[str]) -> str:

@@ -38,12 +38,13 @@ def evaluate_tasks(
     code: str,
     device: str,
     batch_size: int | str,  # items, or "auto"
+    memory: str,  # whole or streamed
 ) -> str:
     """Write metrics, standard errors, every item's result and what they depend on as JSON.
 
-    Raises GrampruneError if the items are not those that were fetched.
+    Raises GrampruneError if the items are not those that were fetched, and for what cannot be streamed.
     """
-    from gramprune.model.loading import open_model
+    from gramprune.model.logits import open_logits
 
     started, device = time.monotonic(), machine.device(device)
     batch_size = machine.batch(batch_size, 128, device)
@@ -57,14 +58,19 @@ def evaluate_tasks(
                 f"the items of task {name} have the digest {task['sha256'][:16]}, but {str(expected)[:16]} was "
                 f"fetched: they have changed; delete {tasks} to have all models evaluated on the same."
             )
-    network, tokenizer, dtype = open_model(folder, settings["dtype"], device)
-    results, groups = zeroshot.accuracy(network, tokenizer, loaded, settings["shots"], settings["limit"], batch_size)
+    if memory == "streamed" and (texts := zeroshot.generative(loaded)):
+        raise GrampruneError(zeroshot.needs_whole_model("evaluation.tasks", texts[0].config.task))
+    scratch = Path(output).with_suffix(".hidden")
+    opened = open_logits(folder, settings["dtype"], device, memory == "streamed", scratch, "tasks")
+    model, logits, tokenizer, dtype = opened
+    how = settings["shots"], settings["limit"], batch_size
+    results, groups = zeroshot.accuracy(model, logits, tokenizer, loaded, *how)
     figures = {
         "name": settings["name"],
         "tasks": {name: {**fetched["tasks"][name], **result} for name, result in results.items()},
         "groups": groups,
         "lm_eval": version("lm_eval"),
     }
-    write_evaluation(output, figures, manifest, settings, code, started, device, dtype, batch_size)
+    write_evaluation(output, figures, manifest, settings, code, started, device, dtype, batch_size, memory)
     shown = {name: [m for m in zeroshot.SHOWN if m in result["metrics"]] for name, result in results.items()}
     return ", ".join(f"{name} {m} {results[name]['metrics'][m]:.4f}" for name, found in shown.items() for m in found)

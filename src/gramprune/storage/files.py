@@ -90,6 +90,23 @@ def atomic_folder(
             shutil.rmtree(part, ignore_errors=True)
 
 
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` for what is needed for a while. It goes at the end, or after a kill when the next begins.
+
+    Raises GrampruneError, naming `path`, when the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    part = _temporary(path)
+    with _said(path, part):
+        try:
+            _remove_leftovers(path)
+            part.mkdir(parents=True)
+            yield part
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
 def _recorded(record: Path, folder: Path) -> dict[str, str]:
     """By name, the signatures of the files that we have put into a folder and nobody has changed since."""
     with suppress(GrampruneError, LookupError, TypeError, AttributeError):  # no record, or not one of ours
