@@ -2,7 +2,7 @@
 # make test        make the same environment and pass all tests
 # make quick       the tests without the slow ones
 # make processors  the tests that compare bits and figures, with the kernels of other processors
-# make check       formatting and lint, as CI does
+# make check       formatting, lint and types, as CI does
 
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
