@@ -21,6 +21,13 @@ def update_weight(
 
     Raises GrampruneError for an unknown method, arguments that are not what they should be, or a result that is not
     finite.
+
+    Two inputs are always equal, so the weight that is kept takes over what the other one did:
+
+    >>> weight, mask = torch.tensor([[2.0, 1.0]]), torch.tensor([[True, False]])
+    >>> new, stats = gp.update_weight(weight, torch.ones(2, 2), mask, method="exact")
+    >>> new.round()  # 2.99: damping draws a little towards the dense weights
+    tensor([[3., 0.]])
     """
     update = methods.load(sys.modules[__name__], method, "update")
     weight, gram = methods.prepare(weight, gram)
