@@ -45,6 +45,7 @@ check: $(ENV)/installed
 	ruff format --check .
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+	mypy
 
 # Exact versions; torch is the build that pip finds for this machine (CUDA on Linux, unless a CPU build is offered).
 $(ENV)/installed: pyproject.toml constraints.txt

@@ -122,6 +122,8 @@ class Blocks:
 
     def _pass(self, tokens: Tensor, entering: Flow | None, learning: bool = False) -> tuple[Flow, Flow]:
         """learning: a stub asks the block what it returns, before it works itself."""
+        block = self._loaded
+        assert block is not None, "blocks are executed inside `loaded`"
         entered: Flow = {}
         left: Flow = {}
         mappings: dict[str, tuple[MutableMapping, dict]] = {}
@@ -149,8 +151,8 @@ class Blocks:
                 left.update(_flat({key: v for key, v in mapping.items() if before.get(key) is not v}, name))
 
         hooks = [
-            self._loaded.register_forward_pre_hook(enter, with_kwargs=True),
-            self._loaded.register_forward_hook(leave),
+            block.register_forward_pre_hook(enter, with_kwargs=True),
+            block.register_forward_hook(leave),
         ]
         try:
             self.model(input_ids=tokens.to(self.device), use_cache=False)
@@ -234,7 +236,7 @@ class _Skip(nn.Module):
 
 def _flat(mapping: dict[Any, Any], name: str) -> Flow:
     """The tensors in a mapping, and those in tuples in it, by place: `name/key/1`."""
-    found = {}
+    found: Flow = {}
     for key, value in mapping.items():
         members = value if isinstance(value, tuple) else (value,)
         found |= {f"{name}/{key}/{i}": each for i, each in enumerate(members) if isinstance(each, Tensor)}
@@ -301,4 +303,4 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
     elif isinstance(tensor, nn.Parameter):
         owner._parameters[leaf] = tensor
     else:
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=owner._parameters[leaf].requires_grad)
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=owner.get_parameter(leaf).requires_grad)

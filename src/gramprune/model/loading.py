@@ -20,7 +20,7 @@ from gramprune.model.folder import read_config
 from gramprune.model.weights import Weights
 from gramprune.pruning.numerics import finite
 
-LOCAL = {"local_files_only": True, "trust_remote_code": False}
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """What every call of transformers gets: nothing is fetched, and no code that lies beside a model is run."""
 ADAPTER = "adapter_config.json"
 MADE = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn}
@@ -57,7 +57,7 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     Of a model of texts and images some families name a class of the texts alone, which the whole's config does not fit.
     """
     for mapping in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
-        found = mapping.get(type(config), None)
+        found: Any = mapping.get(type(config), None)
         if found and found.config_class not in config.sub_configs.values():
             return found
     raise GrampruneError(f"model type {config.model_type}: transformers has no causal language model of this type.")
@@ -99,7 +99,8 @@ def open_model(folder: Path | str, dtype: str = "auto", device: str = "cpu") -> 
     folder = Path(folder)
     config, tokenizer = parse_config(folder), open_tokenizer(folder)
     chosen = compute_dtype(dtype, config, Weights(folder))
-    model, found = model_class(config).from_pretrained(folder, dtype=chosen, output_loading_info=True, **LOCAL)
+    loaded: Any = model_class(config).from_pretrained(folder, dtype=chosen, output_loading_info=True, **LOCAL)
+    model, found = loaded
     lost = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
     if lost:
         raise GrampruneError(missing(folder, lost))

@@ -1,6 +1,7 @@
 """Methods that choose mask and weights together: `prune(weight, gram, pattern, **options) -> (mask, new, stats)`."""
 
 import sys
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ def prune_weight(
     gram: Tensor | Gram,  # (in, in)
     pattern: Pattern,
     method: str,
-    **options,
+    **options: Any,
 ) -> tuple[Tensor, Tensor, dict]:
     """Mask (out, in) bool, pruned weight (out, in) in the Gram matrix's dtype, and statistics.
 

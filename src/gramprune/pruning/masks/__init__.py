@@ -4,6 +4,7 @@ A joint method selects masks too: its weights are dropped then, and another upda
 """
 
 import sys
+from typing import Any
 
 from torch import Tensor
 
@@ -22,7 +23,7 @@ def select_mask(
     gram: Tensor | Gram,  # (in, in)
     pattern: Pattern,
     method: str,
-    **options,
+    **options: Any,
 ) -> Tensor:
     """(out, in) bool, True = kept, with exactly the pattern's zeros.
 

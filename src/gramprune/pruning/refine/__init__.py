@@ -5,6 +5,7 @@ pattern counts over the matrix, the swaps exchange across rows too, and the matr
 """
 
 import sys
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ def refine_mask(
     mask: Tensor,  # (out, in) bool, True = kept
     pattern: Pattern,  # that the mask has
     method: str,
-    **options,
+    **options: Any,
 ) -> tuple[Tensor, dict]:
     """A better mask (out, in) bool with the pattern's number of zeros, and statistics.
 

@@ -1,6 +1,7 @@
 """Weight updates for a given mask: every method is `update(weight, gram, mask, **options) -> (new, stats)`."""
 
 import sys
+from typing import Any
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ def update_weight(
     gram: Tensor | Gram,  # (in, in)
     mask: Tensor,  # (out, in) bool, True = kept
     method: str,
-    **options,
+    **options: Any,
 ) -> tuple[Tensor, dict]:
     """The pruned weight (out, in) in the Gram matrix's dtype, zero where the mask is False, and its statistics.
 
