@@ -24,8 +24,9 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
-from work import interrupt, leave, set_environment, unheard, work
+from work import interrupt, leave, unheard, work
 
+from gramprune import machine
 from gramprune.interrupt import INTERRUPTED
 
 ENVIRONMENT = "GRAMPRUNE_WARM"  # where jobs find the socket
@@ -99,7 +100,7 @@ def serve(listening: int) -> None:
     """Fork for every job that asks, until standard input ends. Modules are imported when the first job needs them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake and jobs
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks: they answer by themselves
-    set_environment(online=False)
+    machine.set_environment(online=False)
     gc.disable()
     with socket.socket(fileno=listening) as door:
         while sys.stdin not in select.select([door, sys.stdin], [], [])[0]:
