@@ -3,9 +3,9 @@
     python tests/golden/measure.py             computes them again; prints what differs: old, new, and by how much
     python tests/golden/measure.py --accept    puts the new ones on record
 
-A change of the library that moves one must change the file, and so say it. Calibrated on the first bytes of the licence,
-evaluated on the next ones; Gram matrices are the dense model's. A new method gets its rows by itself. All is computed in
-float64, but for norms and rotary embeddings, which are float32 in transformers: so kernels and threads differ little.
+A change of the library that moves one must change the file, and so say it. A new method gets its rows by itself.
+Calibrated on the first bytes of the licence, evaluated on the next ones; Gram matrices are the dense model's. All is
+computed in float64, so that kernels and threads differ little; in transformers norms and rotary embeddings are float32.
 """
 
 from __future__ import annotations
