@@ -57,7 +57,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 onstart:
-    if "GRAMPRUNE_JOB" in os.environ:
+    if choice.ASKED in os.environ:
         describe_job()
     lock_results()
     begin_countdown()

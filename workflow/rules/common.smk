@@ -18,7 +18,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from gramprune.experiment import checks, choice, outputs, resources
+from gramprune.experiment import checks, choice, resources
 from gramprune.experiment.countdown import Countdown
 from gramprune.storage import fingerprint, lock
 from gramprune.model import folder as model_folder
@@ -165,10 +165,9 @@ def has_end(log):
 
 def describe_job():
     """For `python -m gramprune.stages`: write down what one job would be told, and end before any is started."""
-    asked = json.loads(os.environ["GRAMPRUNE_JOB"])
+    asked = json.loads(os.environ[choice.ASKED])
     key = or_exit(choice.one_job, pipeline.jobs(SETTINGS, LAYOUTS), **asked["words"])
-    log = f"/logs/{outputs.stem(key)}.log"
-    job = next(j for j in workflow.dag.jobs if f"/{''.join(j.log[:1])}".endswith(log))
+    job = next(j for j in workflow.dag.jobs if j.log and choice.has_log(key, j.log[0]))
     scripts = Path(workflow.basedir) / "workflow/scripts"
     sys.path.append(str(scripts))
     from job import describe

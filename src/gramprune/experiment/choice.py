@@ -10,6 +10,8 @@ from gramprune.experiment import outputs, pipeline
 from gramprune.experiment.pipeline import Job, Key
 
 SHOWN = 8  # jobs that an error names
+ASKED = "GRAMPRUNE_JOB"
+"""The variable by which `python -m gramprune.stages` asks the Snakefile for one job; see describe_job in common.smk."""
 
 
 def one_job(
@@ -22,10 +24,10 @@ def one_job(
 ) -> Key:
     """The only job that it can be. Raises GrampruneError if there is none, or several, and says which there are."""
     if what.endswith(".log"):
-        found = [key for key in work if f"/{Path(what)}".endswith(f"/{outputs.stem(key)}.log")]
+        found = [key for key in work if has_log(key, what)]
         if not found:
             raise GrampruneError(f"no job of this experiment has the log {what}; name a stage, a run and a block.")
-        return max(found, key=lambda key: len(outputs.stem(key)))
+        return found[0]
     of_stage = [key for key in work if key[0] == what]
     if not of_stage:
         raise GrampruneError(f"this experiment has no stage {what!r}; {suggest(what, {key[0] for key in work})}")
@@ -42,6 +44,11 @@ def one_job(
         raise GrampruneError(f"no job of this experiment is {of}; there are {_listed(of_stage)}.")
     missing = " or ".join(f"--{each}" for each, value in given.items() if value is None)
     raise GrampruneError(f"{len(found)} jobs are {of}: {_listed(found)}; say which, with {missing}.")
+
+
+def has_log(key: Key, path: str) -> bool:
+    """Whether a log, wherever the results are, is that of a job."""
+    return f"/{Path(path)}".endswith(f"/logs/{outputs.stem(key)}.log")
 
 
 def _of_run(work: dict[Key, Job], found: list[Key], run: str) -> list[Key]:

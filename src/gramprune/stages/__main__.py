@@ -24,9 +24,9 @@ from typing import Any
 
 from gramprune import machine
 from gramprune.errors import GrampruneError
+from gramprune.experiment.choice import ASKED
 from gramprune.storage import lock
 
-ASKED = "GRAMPRUNE_JOB"  # the variable by which the Snakefile is asked; see describe_job in common.smk
 log = logging.getLogger("gramprune")
 
 
@@ -57,7 +57,7 @@ def described(config: Path, words: dict[str, Any]) -> dict[str, Any]:
     that the job reads.
     """
     places = [Path(name) for name in ("Snakefile", "workflow/Snakefile")]
-    if not any(ASKED in path.read_text(encoding="utf-8") for path in places if path.exists()):
+    if not any("describe_job" in path.read_text(encoding="utf-8") for path in places if path.exists()):
         raise GrampruneError(f"{Path.cwd()} has no Snakefile of gramprune; type this where you type snakemake.")
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "job.json")
