@@ -2,7 +2,8 @@
 # make test        make the same environment and pass all tests
 # make quick       the tests without the slow ones
 # make processors  the tests that compare bits and figures, with the kernels of other processors
-# make check       formatting and lint, as CI does
+# make golden      the figures of a small experiment against those on record; accept=yes puts new ones on record
+# make check       formatting, lint and types, as CI does
 
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
@@ -10,7 +11,7 @@ ENV := .venv
 RUN := $(CURDIR)/$(ENV)/bin
 export PATH := $(RUN):$(PATH)
 
-.PHONY: demo test quick processors check
+.PHONY: demo test quick processors golden check
 
 demo: $(ENV)/installed
 	@echo "A small model is trained, pruned by five recipes at two sparsities and measured, in two to four minutes."
@@ -40,11 +41,15 @@ processors: $(ENV)/installed
 	$(call with,avx2,AVX2,AVX2,2) -m bits $(BITS)
 	$(call with,avx2,AVX2,AVX2,2) tests/test_workflow.py tests/test_demo.py -k "bit_for_bit or same_seed"
 
+golden: $(ENV)/installed
+	python tests/golden/measure.py $(if $(accept),--accept)
+
 check: $(ENV)/installed
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+	mypy
 
 # Exact versions; torch is the build that pip finds for this machine (CUDA on Linux, unless a CPU build is offered).
 $(ENV)/installed: pyproject.toml constraints.txt

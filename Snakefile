@@ -57,6 +57,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 onstart:
+    if choice.ASKED in os.environ:
+        describe_job()
     lock_results()
     begin_countdown()
     start_warm_process()

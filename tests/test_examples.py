@@ -1,8 +1,12 @@
-"""Every file in examples/ plans: a real dry run from config.json alone, without a network, weights or texts."""
+"""Every configuration in examples/ plans: a dry run from config.json alone, without network, weights or texts. The
+program in it runs."""
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +149,16 @@ def test_an_example_plans_the_jobs_that_it_says(clone, definitions, path):
     linears, weights = PRUNED[source]
     assert all(len(block["linears"]) == linears for block in blocks)
     assert sum(linear["rows"] * linear["columns"] for b in blocks for linear in b["linears"].values()) == weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [True, False])
+def test_the_library_is_shown_on_a_linear_a_block_and_a_model(own, tiny_model):
+    command = [sys.executable, str(ROOT / "examples/library.py"), *([str(tiny_model)] if own else [])]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    lost = [float(share) for share in re.findall(r"([\d.]+)% of the outputs", said)]
+    assert len(lost) == 5
+    assert lost[0] > lost[1] > lost[2] and lost[1] > lost[3] > lost[4]
+    dense, one, *both = map(float, re.findall(r"perplexity ([\d.]+)", said))
+    assert said.count("with 75.00% zeros") == len(both) == 2
+    assert own or (dense < one and both[1] < both[0])  # a model without training is as bad as it can be

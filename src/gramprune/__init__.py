@@ -1,14 +1,19 @@
 """Gramprune: prune large language models after training, from one Gram matrix per linear input.
 
-    import gramprune as gp
-    pattern = gp.Pattern.parse("2:4")                           # or 0.5 with granularity="row" | "matrix"
-    mask = gp.select_mask(weight, gram, pattern, method="wanda")
-    mask, stats = gp.refine_mask(weight, gram, mask, pattern, method="sparseswaps")
-    new, stats = gp.update_weight(weight, gram, mask, method="admm")
-    mask, new, stats = gp.prune_weight(weight, gram, pattern, method="admm")
-    gp.layer_error(weight, new, gram)
+    >>> import torch
+    >>> import gramprune as gp
+    >>> weight, inputs = torch.randn(32, 64), torch.randn(512, 64)            # (out, in), (tokens, in)
+    >>> gram = gp.Gram(inputs.T @ inputs)                                     # all that is needed of the inputs
+    >>> pattern = gp.Pattern.parse("2:4")                                     # or 0.5, counted in rows or the matrix
+    >>> mask = gp.select_mask(weight, gram, pattern, method="wanda")          # (out, in) bool, True = kept
+    >>> mask, stats = gp.refine_mask(weight, gram, mask, pattern, method="sparseswaps")
+    >>> new, stats = gp.update_weight(weight, gram, mask, method="admm")
+    >>> mask, new, stats = gp.prune_weight(weight, gram, pattern, method="admm")   # chooses both together
+    >>> 0 < gp.layer_error(weight, new, gram) < gp.layer_error(weight, weight * mask, gram)
+    True
 
-Weights are (out, in), Gram matrices (in, in), masks bool with True = kept.
+The examples in the docstrings of these names are run as tests; they begin with the same two imports. What type checkers
+know of the names stands in `__init__.pyi`.
 """
 
 from importlib import import_module

@@ -95,7 +95,7 @@ def check(config: Path) -> None:
     from gramprune.experiment.starter import counted
 
     found, chosen = checks.mistakes(configfile.read(config), [config])
-    if found:
+    if found or chosen is None:
         raise GrampruneError("\n".join(found))
     for run in chosen.runs:
         print(run.name)

@@ -5,7 +5,12 @@ from difflib import get_close_matches
 
 
 class GrampruneError(Exception):
-    """Something that the user can mend; its text is one sentence: what, found, expected, what to do."""
+    """Something that the user can mend; its text is one sentence: what, found, expected, what to do.
+
+    >>> gp.Pattern.parse("4:2")
+    Traceback (most recent call last):
+    gramprune.errors.GrampruneError: sparsity '4:2' is not N:M with 0 < N < M, such as '2:4'.
+    """
 
 
 def suggest(found: str, allowed: Iterable[str]) -> str:

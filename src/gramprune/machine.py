@@ -22,6 +22,19 @@ log = logging.getLogger(__name__)
 _claimed: list[int] = []  # open files, whose locks end with the process, however it ends
 
 
+def set_environment(online: bool) -> None:
+    """What a job's libraries read when they are imported."""
+    if not online:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars are for terminals; `gramprune.progress` writes lines
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see `return_freed_memory` in work.py
+    # Threads that wait for each other sleep: where a core is shared, those that spin make a job ten times as slow.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def claim_gpu(count: int = 1) -> None:
     """Of several GPUs that are visible, make one this process's own, or more, so that jobs beside it get others.
 

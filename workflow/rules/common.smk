@@ -10,6 +10,7 @@
 #   <results>/{model}/{run}/evaluation/…               measured, for run `dense` too
 #
 # A trail is where activations come from: `dense`, which all runs share, or the run that pruned the blocks before.
+import json
 import os
 import re
 import subprocess
@@ -17,7 +18,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from gramprune.experiment import checks, evaluating, resources
+from gramprune.experiment import checks, choice, evaluating, resources
 from gramprune.experiment.countdown import Countdown
 from gramprune.storage import fingerprint, lock
 from gramprune.model import folder as model_folder
@@ -175,6 +176,20 @@ def has_end(log):
         text = log.read_text(errors="replace")
         return re.search(r"^gramprune: |: interrupted$|; start-up ", text, re.M)
     return True  # it did not begin
+
+
+def describe_job():
+    """For `python -m gramprune.stages`: write down what one job would be told, and end before any is started."""
+    asked = json.loads(os.environ[choice.ASKED])
+    key = or_exit(choice.one_job, pipeline.jobs(SETTINGS, LAYOUTS), **asked["words"])
+    job = next(j for j in workflow.dag.jobs if j.log and choice.has_log(key, j.log[0]))
+    scripts = Path(workflow.basedir) / "workflow/scripts"
+    sys.path.append(str(scripts))
+    from job import describe
+
+    told = describe(job, config, scripts / Path(job.rule.script).name)
+    Path(asked["answer"]).write_text(json.dumps({**told, "results": SETTINGS.results}))
+    sys.exit()
 
 
 def start_warm_process():

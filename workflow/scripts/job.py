@@ -2,10 +2,12 @@
 
 import json
 import os
+import runpy
 import signal
 import time
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is begun yet: end without a word
 
@@ -13,10 +15,11 @@ import warm  # noqa: E402
 from work import leave, work  # noqa: E402
 
 
-def execute(snakemake, stage: str, online: bool = False, **arguments) -> NoReturn:
+def execute(snakemake, stage: str, online: bool = False, **arguments) -> None:
     """Call `stage` ("module:function" in gramprune.stages) with settings, code digest and these arguments.
 
     What it returns, if anything, is said in the line that every finished job leaves in its log and on the terminal.
+    Where one only wants to know what would be called (`snakemake.told`, see `describe`), nothing is.
     """
     module, _, function = stage.partition(":")
     request = {
@@ -31,8 +34,20 @@ def execute(snakemake, stage: str, online: bool = False, **arguments) -> NoRetur
         "began": process_start(),
     }
     request = json.loads(json.dumps(request, default=str))  # plain lists and strings, whoever does it
+    if hasattr(snakemake, "told"):
+        snakemake.told.update(request)
+        return
     status = None if online else warm.ask(request)
     leave(work(**request) if status is None else status)
+
+
+def describe(job, config: dict[str, Any], script: Path) -> dict[str, Any]:
+    """What a job of Snakemake's graph would call. script: its rule's."""
+    names = ("input", "output", "params", "wildcards", "resources", "threads", "log")
+    told: dict[str, Any] = {}
+    job = SimpleNamespace(**{name: getattr(job, name) for name in names}, rule=job.rule.name, config=config, told=told)
+    runpy.run_path(str(script), {"snakemake": job})
+    return {**told, "inputs": list(map(str, job.input))}
 
 
 def process_start() -> float:

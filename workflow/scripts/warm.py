@@ -29,7 +29,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
-from work import interrupt, leave, set_environment, unheard, work
+from work import interrupt, leave, unheard, work
 
 from gramprune import machine
 from gramprune.interrupt import INTERRUPTED
@@ -106,7 +106,7 @@ def serve(listening: int, how: str) -> None:
     """Have every job that asks done, until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake and jobs
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks: they answer by themselves
-    set_environment(online=False)
+    machine.set_environment(online=False)
     gc.disable()
     workers = Workers()
     with socket.socket(fileno=listening) as door:

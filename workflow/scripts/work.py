@@ -53,7 +53,7 @@ def work(
     if note:
         logger.warning("%s: %s", where, note)
     try:
-        set_environment(online)
+        machine.set_environment(online)
         if gpus:
             machine.claim_gpu(gpus)
         return_freed_memory(16 * MIB)
@@ -110,19 +110,6 @@ def lacks_memory(error: BaseException) -> str | None:
     said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     of_torch = type(error).__name__ == "OutOfMemoryError" or re.search("allocate memory|not enough memory", said)
     return said if isinstance(error, MemoryError) or of_torch else None
-
-
-def set_environment(online: bool) -> None:
-    """What the libraries below read when they are imported."""
-    if not online:
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # bars are for terminals; `gramprune.progress` writes lines
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see return_freed_memory
-    # Threads that wait for each other sleep: where a core is shared, those that spin make a job ten times as slow.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def return_freed_memory(above: int) -> None:

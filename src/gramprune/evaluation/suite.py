@@ -46,7 +46,7 @@ class Suite(HFLM):
         for chunk, numbers in zip(chunks, wanted, strict=True):
             length = len(chunk[0])
             batches.append(torch.tensor([[*sequence, *[0] * (length - len(sequence))] for sequence in chunk]))
-            found = []
+            found: list[int] = []
             for number in numbers:
                 end = places[seen[number]][1] * length + len(seen[number])
                 found += range(end - len(requests[number][2]), end)

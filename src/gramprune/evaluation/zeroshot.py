@@ -160,7 +160,7 @@ def all_of_them(include_path: str | None, defaults: bool = True) -> dict[str, De
             None if entry.yaml_path is None else str(entry.yaml_path.parent),
             {"TAG": sorted(entry.tags), "GROUP": (entry.cfg or {}).get("task", [])}.get(entry.kind.name, []),
         )
-        for name, entry in _manager(include_path and [include_path], defaults).task_index.items()
+        for name, entry in _manager([include_path] if include_path else None, defaults).task_index.items()
     }
 
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +21,7 @@ from gramprune.experiment.run import Run
 from gramprune.experiment.settings import Model, Settings, Tasks
 from gramprune.model import inspect, layout, source
 from gramprune.model.layout import selected
+from gramprune.pruning.sparsity import Pattern
 from gramprune.storage import files
 from gramprune.text import formats, read
 
@@ -33,7 +35,8 @@ def check(
 
     Raises GrampruneError with one sentence for a setting that is wrong or that a model or text cannot satisfy.
     """
-    chosen, layouts = settings.load(config), {}
+    chosen = settings.load(config)
+    layouts: dict[str, dict[str, Any]] = {}
     for look in _looks(chosen, layouts, planning, written_in, Path(chosen.results)):
         look()
     return chosen, layouts
@@ -78,23 +81,23 @@ def _looks(
     known: Path,  # the folder where it is kept what was found out about models and tasks
 ) -> Iterator[Callable[[], None]]:
     """What is looked at, one after the other; each raises GrampruneError for what is wrong."""
-    yield lambda: check_results(chosen, written_in, known == Path(chosen.results))
+    yield partial(check_results, chosen, written_in, known == Path(chosen.results))
     for model in chosen.model:
-        yield lambda model=model: look_at_model(chosen, model, layouts, planning, known)
+        yield partial(look_at_model, chosen, model, layouts, planning, known)
     for place, entry in enumerate(chosen.evaluation.tasks):
-        yield lambda place=place, entry=entry: check_tasks(chosen, layouts, known, place, entry)
+        yield partial(check_tasks, chosen, layouts, known, place, entry)
     if not planning:
         for name in dict.fromkeys(name for _, name in chosen.dataset_uses):
-            yield lambda name=name: check_text(chosen, name)
+            yield partial(check_text, chosen, name)
 
 
 def look_at_model(
     chosen: Settings, model: Model, layouts: dict[str, dict[str, Any]], planning: bool, known: Path
 ) -> None:
     """Find or make the layout of a model. Raises GrampruneError for a model that cannot be pruned by these settings."""
-    described = [model.kind, model.location, model.revision]
+    described = model.kind, model.location, model.revision
     path = known / model.name / "layout.json"
-    found = layout.cached(path, described, lambda: source.config(*described))
+    found = layout.cached(path, [*described], lambda: source.config(*described))
     check_model(found, model.name, chosen)
     layouts[model.name] = found
     if model.kind == "folder" and not planning:
@@ -182,7 +185,7 @@ def check_allocation(found: dict[str, Any], model: str, chosen: Settings, run: R
             for name, fraction in fractions.items():
                 linear = found["blocks"][index]["linears"][name]
                 place = f"{where}in the model {model}, block {index}, {name}"
-                patterns.pattern(fraction, run.granularity).check(linear["columns"], place, rows=linear["rows"])
+                Pattern.parse(fraction, run.granularity).check(linear["columns"], place, rows=linear["rows"])
 
 
 def check_results(chosen: Settings, written_in: Iterable[Path | str] = (), claim: bool = True) -> None:

@@ -78,7 +78,8 @@ def _inside(annotation: Any, part: Any) -> Any:
         annotation = annotation.model_fields[part].annotation if part in annotation.model_fields else annotation
     sections = sections_in(annotation)
     tagged = [s for s in sections if "method" in s.model_fields and part in names_of(s)]
-    return (tagged or sections or [annotation])[0] if len(tagged or sections) == 1 else annotation
+    found = tagged or sections
+    return found[0] if len(found) == 1 else annotation
 
 
 def sections_in(annotation: Any) -> list[type[Section]]:
@@ -90,5 +91,9 @@ def sections_in(annotation: Any) -> list[type[Section]]:
 
 def visible_fields(section: type[Section]) -> dict[str, FieldInfo]:
     """The keys of a section that a user may write."""
-    fields = section.model_fields.items()
-    return {name: field for name, field in fields if not (field.json_schema_extra or {}).get("internal")}
+    return {name: field for name, field in section.model_fields.items() if not _internal(field)}
+
+
+def _internal(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("internal"))

@@ -306,8 +306,8 @@ def names_of(method: type[Section]) -> tuple[str, ...]:
 def _one_of(*methods: type[Section]) -> Any:
     """A type: one of these methods, also accepted by its name alone, which the schema then lists too."""
     names = tuple(name for method in methods for name in names_of(method))
-    schema = Union[(Literal[names], *methods)]
-    tagged = Annotated[Union[methods], Field(discriminator="method")]  # noqa: UP007
+    schema: Any = Union[(Literal[names], *methods)]
+    tagged: Any = Annotated[Union[methods], Field(discriminator="method")]  # noqa: UP007
     return Annotated[tagged, BeforeValidator(_from_name, json_schema_input_type=schema)]
 
 

@@ -97,7 +97,7 @@ def allocation_settings(run: Run, layout: dict[str, Any], exclude: list[str]) ->
 
 def jobs(settings: Settings, layouts: dict[str, dict[str, Any]]) -> dict[Key, Job]:
     """Every job once, however many runs share it, in an order in which they could be done."""
-    found = {("fetch_data", name): Job(resources.fetch_data()) for _, name in settings.dataset_uses}
+    found: dict[Key, Job] = {("fetch_data", name): Job(resources.fetch_data()) for _, name in settings.dataset_uses}
     found |= {("fetch_tasks", name): Job(resources.fetch_tasks()) for name in settings.tasks}
     evaluated: list[Key] = []
     trained = {model.name: DEMOS.get(model.source) for model in settings.model}
@@ -210,10 +210,10 @@ def longest_chain(work: dict[Key, Job], seconds: Seconds) -> tuple[float, list[K
     ends: dict[Key, float] = {}
     behind: dict[Key, Key | None] = {}
     for key, job in work.items():
-        behind[key] = max(job.after, key=ends.__getitem__, default=None)
-        ends[key] = seconds(job.need) + (ends[behind[key]] if job.after else 0.0)
+        before = behind[key] = max(job.after, key=ends.__getitem__, default=None)
+        ends[key] = seconds(job.need) + (0.0 if before is None else ends[before])
     last: Key | None = max(ends, key=ends.__getitem__)
-    total, chain = ends[last], []
+    total, chain = max(ends.values()), []
     while last is not None:
         chain.append(last)
         last = behind[last]

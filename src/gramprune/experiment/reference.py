@@ -51,7 +51,7 @@ def reference() -> str:
         "",
     ]
     for section in sections.values():
-        lines += [f"## {section.__name__}", "", " ".join(section.__doc__.split()), ""]
+        lines += [f"## {section.__name__}", "", " ".join((section.__doc__ or "").split()), ""]
         lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
         for name, field in visible_fields(section).items():
             default = "required" if field.is_required() else _shown(field.default)
@@ -62,7 +62,7 @@ def reference() -> str:
 
 def _shown(default: Any) -> str:
     if isinstance(default, Section):
-        default = default.method
+        default = default.model_dump()["method"]
     return "" if default in (None, "") else f"`{json.dumps(default)}`"
 
 

@@ -155,7 +155,7 @@ class Run(Section):
             )
         if isinstance(self.mask, MrpMask):
             for value in patterns.values(self.sparsity):
-                self.mask.check(patterns.pattern(value, self.granularity))
+                self.mask.check(Pattern.parse(value, "row" if ":" in str(value) else self.granularity))
         return self
 
     def at(
@@ -339,5 +339,5 @@ def _split(method: Section, exclude: set[str] | None = None) -> dict[str, Any]:
 
 def _slug(method: Section, *more: str) -> str:
     """A method as a file name: with eight digits that stand for its options where they are not the defaults."""
-    options = method.model_dump(exclude={"method"}, exclude_defaults=True)
-    return "_".join([method.method, *more, *([short(canonical(options))] if options else [])])
+    options = method.model_dump(exclude_defaults=True)
+    return "_".join([options.pop("method"), *more, *([short(canonical(options))] if options else [])])

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import PreTrainedModel
 
 from gramprune.errors import GrampruneError
 from gramprune.model.keys import Keys
 from gramprune.model.loading import compute_dtype, empty_model, parse_config
+from gramprune.model.parts import decoder_of, find_blocks, given_by, through_head, token_embedding, trunk_of
 from gramprune.model.products import Enough
 from gramprune.model.weights import Weights
 
@@ -49,7 +49,7 @@ class Blocks:
         config = whole.config
         self.whole, self.model = whole, decoder_of(whole)
         prefix = next(name for name, module in whole.named_modules() if module is self.model)
-        path, self._list = _find_blocks(self.model, config)
+        path, self._list = find_blocks(self.model, config)
         self.trunk = trunk_of(whole)
         self.prefix = f"{prefix}.{path}" if prefix else path
         """Name of the list of blocks in the model: the parameters of block 3 start with `{prefix}.3.`"""
@@ -75,7 +75,7 @@ class Blocks:
         for index, block in enumerate(self._blocks):
             self._list[index] = _Skip(block, self)
         self._outside = f"{prefix}." if prefix else ""
-        self._embedding = _token_embedding(self.model)
+        self._embedding = token_embedding(self.model)
         """While it has no values: where stored hidden states enter a block, most models need none."""
         self._free_of_it: nn.Module | None = None  # a block that gets nothing else that is made of embeddings
         if self._embedding:
@@ -168,7 +168,8 @@ class Blocks:
         """learning: a stub asks the block what it returns, before it works itself."""
         if entering is None:
             self._embed()
-        embedded = self._embedding
+        embedded, block = self._embedding, self._loaded
+        assert block is not None, "blocks are executed inside `loaded`"
         entered: Flow = {}
         left: Flow = {}
         mappings: dict[str, tuple[MutableMapping, dict]] = {}
@@ -200,8 +201,8 @@ class Blocks:
                 left.update(_flat({key: v for key, v in mapping.items() if before.get(key) is not v}, name))
 
         hooks = [
-            self._loaded.register_forward_pre_hook(enter, with_kwargs=True),
-            self._loaded.register_forward_hook(leave),
+            block.register_forward_pre_hook(enter, with_kwargs=True),
+            block.register_forward_hook(leave),
         ]
         try:
             self.model(input_ids=tokens.to(self.device), use_cache=False)
@@ -313,7 +314,7 @@ class _Skip(nn.Module):
 
 def _flat(mapping: dict[Any, Any], name: str) -> Flow:
     """The tensors in a mapping, and those in tuples in it, by place: `name/key/1`."""
-    found = {}
+    found: Flow = {}
     for key, value in mapping.items():
         members = value if isinstance(value, tuple) else (value,)
         found |= {f"{name}/{key}/{i}": each for i, each in enumerate(members) if isinstance(each, Tensor)}
@@ -329,72 +330,12 @@ def _nested(flow: Flow, name: str, device: str) -> dict[str, tuple[Tensor, ...]]
     return {key: tuple(members) for key, members in found.items()}
 
 
-def decoder_of(whole: PreTrainedModel) -> nn.Module:
-    """What feeds the blocks of a model, without a head, and without what makes something of images or sounds."""
-    nested = whole.config.get_text_config() is not whole.config  # a language model with others around it
-    return whole.get_decoder() if nested else whole.base_model
-
-
-def trunk_of(whole: PreTrainedModel) -> nn.Module:
-    """The module that has the list of blocks: of what it gives the rest of the model makes logits, token by token."""
-    decoder = decoder_of(whole)
-    path, _ = _find_blocks(decoder, whole.config)
-    return decoder.get_submodule(path.rpartition(".")[0])
-
-
-def given_by(trunk: nn.Module, work: Callable[[], Any]) -> Tensor:
-    """The hidden states (batch, length, width) that a module gives while something works, which stops there."""
-    found: list[Tensor] = []
-
-    def note(module: nn.Module, args: tuple, output: Any) -> None:
-        found.append(output[0])
-        raise Enough
-
-    hook = trunk.register_forward_hook(note)
-    try:
-        with suppress(Enough):
-            work()
-    finally:
-        hook.remove()
-    return found[-1]  # the first may be of a pass that only learns what blocks return
-
-
-def through_head(whole: PreTrainedModel, trunk: nn.Module, states: Tensor) -> Tensor:
-    """Logits (positions, vocabulary) of what the trunk gives (positions, width), as the model itself makes them."""
-    own = vars(trunk).get("forward")  # as of a model that lies on several devices
-    trunk.forward = lambda *args, **kwargs: _Given(last_hidden_state=states[None])
-    try:
-        tokens = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
-        return whole(input_ids=tokens, use_cache=False).logits[0]
-    finally:
-        del trunk.forward
-        if own is not None:
-            trunk.forward = own
-
-
-class _Given(BaseModelOutput):
-    """What a trunk gives, of any family: hidden states, and nothing else that is asked for."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
 def open_blocks(folder: Path | str, dtype: str | None = None, device: str = "cpu") -> tuple[Blocks, Keys]:
     """The blocks of a checkpoint folder, and its parameters. dtype: see `compute_dtype`."""
     config, weights = parse_config(folder), Weights(folder)
     model = empty_model(config, compute_dtype(dtype, config, weights, device))
     keys = Keys(model, weights)
     return Blocks(model, keys.read, device), keys
-
-
-def _token_embedding(model: nn.Module) -> nn.Embedding | None:
-    """What makes hidden states of tokens, where that is a plain table of its own."""
-    with suppress(Exception):  # some families have none, or say so by an error of one kind or another
-        found = model.get_input_embeddings()
-        alike = [each for _, each in model.named_parameters(remove_duplicate=False) if each is found.weight]
-        return found if isinstance(found, nn.Embedding) and len(alike) == 1 and found.weight.is_meta else None
-    return None
 
 
 def _hold_nan(values: Any) -> bool:
@@ -404,20 +345,6 @@ def _hold_nan(values: Any) -> bool:
     if isinstance(values, dict):
         values = [*values.values()]
     return isinstance(values, (tuple, list)) and any(map(_hold_nan, values))
-
-
-def _find_blocks(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.ModuleList]:
-    """The outermost ModuleList that is as long as the config says, or the only one of any length, and its name."""
-    count = config.get_text_config().num_hidden_layers
-    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
-    for found in ({n: m for n, m in lists.items() if len(m) == count}, lists):
-        outermost = [n for n in found if not any(n != other and n.startswith(f"{other}.") for other in found)]
-        if len(outermost) == 1:
-            return outermost[0], found[outermost[0]]
-    raise GrampruneError(
-        f"model type {config.model_type}: expected one list of {count} decoder blocks (num_hidden_layers), found "
-        f"{outermost or 'none'}; this architecture is not supported."
-    )
 
 
 def _distinct(module: nn.Module, path: str, tied: dict[str, str]) -> int:
@@ -449,4 +376,4 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
     elif isinstance(tensor, nn.Parameter):
         owner._parameters[leaf] = tensor
     else:
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=owner._parameters[leaf].requires_grad)
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=owner.get_parameter(leaf).requires_grad)

@@ -124,7 +124,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = inside(folder, "config.json")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return config if isinstance(config["model_type"], str) else {}["model_type"]
+        if not isinstance(config["model_type"], str):
+            raise TypeError("model_type")
+        return config
     except OSError as error:
         raise GrampruneError(f"model: {path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:

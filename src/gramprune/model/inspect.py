@@ -60,7 +60,7 @@ def check(folder: Path, layout: dict[str, Any]) -> None:
             parameter = f"{layout['prefix']}.{index}.{name}"
             parameter = f"{parameter}.weight" if f"{parameter}.weight" in known else parameter
             keys.place(parameter, 0, linear.get("experts", 1))
-    check_tokenizer(folder, model.get_input_embeddings().weight.shape[0])
+    check_tokenizer(folder, len(model.get_input_embeddings().get_parameter("weight")))
 
 
 def check_tensor(keys: Any, name: str, expected: tuple[int, ...]) -> None:
@@ -104,7 +104,7 @@ def check_tokenizer(folder: Path, vocabulary: int) -> None:
     elsewhere = _tokens_of_no_text(folder)
     beyond = {token: number for token, number in known.items() if number >= vocabulary and token not in elsewhere}
     if beyond:
-        token = min(beyond, key=beyond.get)
+        token = min(beyond, key=beyond.__getitem__)
         raise GrampruneError(
             f"{folder}: {len(beyond)} tokens of the tokenizer have no embedding: {token!r} is number "
             f"{beyond[token]:,}, but the model has {vocabulary:,}; give the tokenizer that belongs to it, or resize "

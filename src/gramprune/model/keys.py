@@ -11,9 +11,11 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from copy import deepcopy
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -30,7 +32,7 @@ class Keys:
     model: of transformers, without values. weights: the checkpoint's tensors.
     """
 
-    def __init__(self, model: nn.Module, weights: Weights):
+    def __init__(self, model: PreTrainedModel, weights: Weights):
         self._model, self.weights = model, weights
         self._known: dict[str, Tensor] = model.state_dict()
         self._sources: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -63,7 +65,7 @@ class Keys:
 
     def _convert(self, first: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """What a converter makes of its tensors, by the names of the parameters."""
-        converter = deepcopy(self._converters[first])
+        converter: Any = deepcopy(self._converters[first])
         for pattern, key in self._sources[first]:
             converter.add_tensor(first, key, pattern, tensors[key])
         made = converter.convert(first, model=self._model, config=self._model.config)
@@ -140,9 +142,10 @@ class Keys:
         Of a parameter with three dimensions, the rows of all matrices are counted one after the other.
         Raises GrampruneError if it is no arrangement of stored rows, and for one that is stored several times.
         """
-        origin, *copies = self._origins(name) or [None]
-        if origin is None:
+        origins = self._origins(name)
+        if not origins:
             raise GrampruneError(f"{self.weights.folder} holds no {name}, which the model needs.")
+        origin, *copies = origins
         if copies:
             raise GrampruneError(
                 f"{self.weights.folder} holds {origin} and {copies[0]}, which are one matrix by config.json: save the "

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights
-from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
@@ -22,7 +21,7 @@ from gramprune.model.keys import Keys
 from gramprune.model.weights import Weights
 from gramprune.pruning.numerics import finite
 
-LOCAL = {"local_files_only": True, "trust_remote_code": False}
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """What every call of transformers gets: nothing is fetched, and no code that lies beside a model is run."""
 ADAPTER = "adapter_config.json"
 MADE = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn}
@@ -61,7 +60,7 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     Of a model of texts and images some families name a class of the texts alone, which the whole's config does not fit.
     """
     for mapping in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
-        found = mapping.get(type(config), None)
+        found: Any = mapping.get(type(config), None)
         if found and found.config_class not in config.sub_configs.values():
             return found
     raise GrampruneError(f"model type {config.model_type}: transformers has no causal language model of this type.")
@@ -94,7 +93,7 @@ class NothingLarge(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def open_model(folder: Path | str, dtype: str | None = None, device: str = "cpu") -> tuple[nn.Module, Any, str]:
+def open_model(folder: Path | str, dtype: str | None = None, device: str = "cpu") -> tuple[PreTrainedModel, Any, str]:
     """The whole model of a checkpoint folder, to be evaluated, its tokenizer, and the dtype, as `compute_dtype` says.
 
     Where several GPUs are visible, transformers divides it among them. Weights lie and experts work as where blocks are
@@ -107,15 +106,18 @@ def open_model(folder: Path | str, dtype: str | None = None, device: str = "cpu"
     weights = Weights(folder)
     chosen = compute_dtype(dtype, config, weights, device)
     several = device == "cuda" and torch.cuda.device_count() > 1
-    how = {"dtype": chosen, "experts_implementation": "eager", "device_map": "auto" if several else None}
-    model, found = model_class(config).from_pretrained(folder, output_loading_info=True, **how, **LOCAL)
+    how: dict[str, Any] = {"dtype": chosen, "experts_implementation": "eager"}
+    how |= {"device_map": "auto"} if several else {}
+    loaded: Any = model_class(config).from_pretrained(folder, output_loading_info=True, **how, **LOCAL)
+    model, found = loaded
     lost = sorted(found["missing_keys"]) + sorted(key for key, *_ in found["mismatched_keys"])
     if lost:
         raise GrampruneError(missing(folder, lost))
     keys = Keys(model, weights)
     for name, parameter in model.named_parameters():
         if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNED:
-            parameter.data = keys.read(name, parameter).to(chosen)  # it was mapped, and not looked at yet
+            if (values := keys.read(name, parameter)) is not None:
+                parameter.data = values.to(chosen)  # it was mapped, and not looked at yet
         if not finite(parameter):
             raise GrampruneError(f"{folder}: {name} holds NaN or infinite values.")
     return (model if several else model.to(device)).eval(), tokenizer, str(chosen).removeprefix("torch.")

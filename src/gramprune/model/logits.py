@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gramprune.errors import GrampruneError
-from gramprune.model.blocks import Blocks, decoder_of, given_by, open_blocks, through_head, trunk_of
+from gramprune.model.blocks import Blocks, open_blocks
 from gramprune.model.loading import missing, open_model, open_tokenizer
+from gramprune.model.parts import decoder_of, given_by, through_head, trunk_of
 from gramprune.progress import Progress
 from gramprune.storage.shelf import Shelf
 

@@ -125,8 +125,9 @@ class Products(TorchDispatchMode):
                 part = (rows.storage_offset() - parameter.storage_offset()) / step
                 fits = parameter.ndim == 2 or len(rows) == parameter.shape[1]
                 if fits and part == int(part) and whole == int(whole) and 0 <= part < whole:
-                    shape = tuple(rows.shape if turned == second else rows.shape[::-1])
-                    return Matrix(name, None if whole == 1 else int(part), int(whole), turned != second, shape)
+                    outputs, inputs = rows.shape if turned == second else rows.shape[::-1]
+                    index = None if whole == 1 else int(part)
+                    return Matrix(name, index, int(whole), turned != second, (outputs, inputs))
         return None
 
 

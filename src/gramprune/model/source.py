@@ -43,7 +43,7 @@ def fetch(source: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(source, revision=revision, allow_patterns=SMALL, ignore_patterns=["*/*"]))
+        folder = Path(snapshot_download(source, revision=revision, allow_patterns=[*SMALL], ignore_patterns=["*/*"]))
         index = folder / folders.INDEX
         weights = folders.indexed(folder) if index.exists() else []
         return Path(snapshot_download(source, revision=revision, allow_patterns=[*SMALL, folders.SINGLE, *weights]))

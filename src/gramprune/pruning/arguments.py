@@ -23,7 +23,7 @@ Shape = tuple[int | str, ...]
 """Sizes, and names for those that may be any above 0; sizes of the same name are equal."""
 
 KINDS = {int: "an integer", float: "a finite number", str: "a text", bool: "True or False", NoneType: "None"}
-NUMBERS = {int: Integral, float: Real}
+NUMBERS: dict[type, Any] = {int: Integral, float: Real}
 
 
 def tensor(
@@ -65,7 +65,7 @@ def typed(value: Any, name: str, *kinds: type) -> Any:
                 return kind(value)
         elif kind not in KINDS or isinstance(value, kind):
             return value
-    raise GrampruneError(f"{name} is {described(value)}; expected {' or '.join(map(KINDS.get, kinds))}.")
+    raise GrampruneError(f"{name} is {described(value)}; expected {' or '.join(KINDS[kind] for kind in kinds)}.")
 
 
 def options(function: Callable, given: dict[str, Any], method: str) -> dict[str, Any]:
@@ -114,6 +114,6 @@ def _remedy(value: Any, shape: Shape) -> str:
     if type(value).__module__.partition(".")[0] == "numpy":
         return ": torch.from_numpy makes one"
     torch = sys.modules.get("torch")
-    if isinstance(value, torch.Tensor) and not value.is_nested and not _fits(value.shape, shape):
+    if torch and isinstance(value, torch.Tensor) and not value.is_nested and not _fits(value.shape, shape):
         return ": transpose it" if _fits(value.shape[::-1], shape) else ""
     return ""

@@ -37,7 +37,7 @@ def centred(gram: Gram) -> Gram:
     # What is left of rounding must not exceed what two inputs can have in common.
     reach = matrix.diagonal().sqrt()
     matrix = matrix.clamp(-torch.outer(reach, reach), torch.outer(reach, reach))
-    return Gram(matrix.to(gram.matrix.dtype), gram.name, torch.zeros_like(gram.sums), gram.tokens)
+    return Gram(matrix.to(gram.matrix.dtype), gram.name, torch.zeros_like(gram.norms), gram.tokens)
 
 
 def compensated(bias: Tensor, weight: Tensor, new: Tensor, mean: Tensor) -> Tensor:

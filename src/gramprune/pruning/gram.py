@@ -60,6 +60,15 @@ def layer_error(
 
     Weights may have any float dtype; the products are computed in the Gram matrix's, and summed up in float64.
     Raises GrampruneError for arguments of other types or shapes, and for an error that is not finite.
+
+    It is what the outputs change by, without the inputs:
+
+    >>> inputs = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> weight, new = torch.tensor([[2.0, 1.0]]), torch.tensor([[2.0, 0.0]])
+    >>> gp.layer_error(weight, new, inputs.T @ inputs)
+    20.0
+    >>> (inputs @ weight.T - inputs @ new.T).square().sum()
+    tensor(20.)
     """
     gram = as_gram(gram)
     matrix, device = gram.matrix, gram.matrix.device
@@ -95,6 +104,19 @@ class Gram:
     sums, tokens: (in,) inputs summed over tokens, and how many those were; only some methods need them.
     Raises GrampruneError for a matrix that is XᵀX of no inputs X: not square, not finite, not symmetric, or with an
     entry that is larger than its diagonal allows. That is looked at once, here.
+
+    >>> inputs = torch.tensor([[3.0, 0.0], [4.0, 0.0]])
+    >>> gram = gp.Gram(inputs.T @ inputs, name="block 0, q_proj")
+    >>> gram.norms, gram.dead
+    (tensor([5., 0.]), tensor([False,  True]))
+
+    One `Gram` for all linears with these inputs: what they need of it is computed for the first of them. Methods take a
+    plain matrix too, and a matrix that is none is refused:
+
+    >>> gp.Gram(torch.tensor([[1.0, 2.0], [0.0, 1.0]]), name="block 0, q_proj")
+    Traceback (most recent call last):
+    gramprune.errors.GrampruneError: block 0, q_proj: the Gram matrix's entry (0, 1) is 2 and (1, 0) is 0; expected a \
+symmetric matrix, XᵀX.
     """
 
     def __init__(self, matrix: Tensor, name: str = "the layer", sums: Tensor | None = None, tokens: int | None = None):

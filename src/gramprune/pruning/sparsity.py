@@ -29,6 +29,14 @@ class Pattern:
     granularity: "row" | "matrix" for a plain fraction; "group" for N:M.
     keep, group: N and M of N:M, otherwise 0.
     Raises GrampruneError if these do not fit each other.
+
+    >>> gp.Pattern.parse("2:4")
+    Pattern(sparsity=0.5, granularity='group', keep=2, group=4)
+
+    The count is exact, also where scores are equal:
+
+    >>> gp.Pattern.parse(0.5).mask(torch.ones(1, 4))
+    tensor([[False, False,  True,  True]])
     """
 
     sparsity: float
@@ -52,6 +60,9 @@ class Pattern:
         """`0.5` (with a granularity) or `"2:4"` as a pattern.
 
         Raises GrampruneError if the value is neither, or not strictly between dense and empty.
+
+        >>> gp.Pattern.parse("0.7", granularity="matrix").slug
+        '0.7_matrix'
         """
         if isinstance(value, str) and ":" in value:
             keep, _, group = value.partition(":")

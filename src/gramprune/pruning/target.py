@@ -27,6 +27,12 @@ def retarget_weight(
     """W̃ (out, in) in the Gram matrix's dtype; the dense weight where C = G, and at dead inputs.
 
     Raises GrampruneError for arguments that are not what they should be, or a pull that is not above 0.
+
+    The blocks before have halved an input, which was 1: the weight of 1 is to be 2, and is pulled towards 1.
+
+    >>> weight, gram, cross = torch.tensor([[1.0]]), torch.tensor([[0.25]]), torch.tensor([[0.5]])
+    >>> gp.retarget_weight(weight, gram, cross)
+    tensor([[1.6667]])
     """
     weight, gram = methods.prepare(weight, gram)
     matrix = gram.matrix

@@ -131,7 +131,7 @@ def _taken(found: list[dict[str, Any]], names: list[str], dense: dict[str, float
         sentence += f"; the same: {', '.join(f'<code>{escape(run)}</code>' for run in alike)}"
     hours = _cost(best).get("hours")
     cheaper = [r for r in ranked[1 + len(alike) :] if hours and _cost(r) and _cost(r)["hours"] < 0.7 * hours]
-    if cheaper and math.isfinite(worth(cheaper[0], name)):
+    if hours and cheaper and math.isfinite(worth(cheaper[0], name)):
         next_best = cheaper[0]
         more = next_best[name] - best[name]
         share = f"{_cost(next_best)['hours'] / hours:.0%} of its {duration(3600 * hours)}"
@@ -249,7 +249,7 @@ def legend(rows: list[dict[str, Any]], names: list[str]) -> list[str]:
     return notes
 
 
-def _conditions(rows: list[dict[str, Any]], names: list[str]) -> dict[str, list[str]]:
+def _conditions(rows: list[dict[str, Any]], names: list[str]) -> dict[str, list[Any]]:
     """What the figures of a column depend on, for the columns where that differs."""
     found = {}
     for name in names:

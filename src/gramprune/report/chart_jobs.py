@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from statistics import median
+from typing import Any
 
 import altair as alt
 
@@ -66,7 +67,7 @@ def rules(results: list[Results]) -> alt.TopLevelMixin | None:
         for key, job in one.jobs.items():
             counts[key[0]] += 1
             pairs |= {(parent[0], key[0]) for parent in job.after if parent[0] != key[0]}
-    edges = [
+    edges: list[dict[str, Any]] = [
         {
             "x": places[a][0] + 0.45,
             "y": places[a][1],
@@ -78,7 +79,7 @@ def rules(results: list[Results]) -> alt.TopLevelMixin | None:
     ]
     for edge in edges:
         edge["back"] = edge["x2"] < edge["x"]
-    nodes = [
+    nodes: list[dict[str, Any]] = [
         {"rule": s, "jobs": n, "x": places[s][0], "y": places[s][1], "color": STAGES[s]} for s, n in counts.items()
     ]
     x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[-0.5, 11.5]))

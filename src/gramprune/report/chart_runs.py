@@ -169,7 +169,8 @@ def price(results: list[Results]) -> alt.TopLevelMixin | None:
 
 def front(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of every pattern the runs that no other beats in both minutes and value, the quickest one marked `first`."""
-    found, least = [], {}
+    found: list[dict[str, Any]] = []
+    least: dict[str, float] = {}
     for record in sorted(runs, key=lambda record: (record["minutes"], record["value"])):
         pattern = record["pattern"]
         if record["value"] < least.get(pattern, float("inf")):

@@ -31,7 +31,7 @@ def all_charts(results: list[Results]) -> dict[str, tuple[str, alt.TopLevelMixin
     for name, make in CHARTS.items():
         chart = make(results)
         if chart is not None:
-            caption = " ".join(make.__doc__.split())
+            caption = " ".join((make.__doc__ or "").split())
             found[name] = (
                 caption,
                 chart.configure_view(strokeWidth=0).configure_axis(labelFontSize=11, labelSeparation=6),

@@ -168,7 +168,7 @@ class Results:
         for block in range(len(layout["blocks"])):
             trail = pipeline.trail_of(run, block)
             recipe = pipeline.recipe_of(run, block, layout, self.settings.exclude)
-            keys = [(model, trail, "capture", block, None, None)]
+            keys: list[tuple] = [(model, trail, "capture", block, None, None)]
             if not run.joint:
                 keys.append((model, trail, "mask", block, recipe.mask_slug, None))
             if run.refined:

@@ -14,6 +14,7 @@ from torch import Tensor
 from gramprune.errors import GrampruneError
 from gramprune.model.checkpoint import pruned_copy
 from gramprune.model.manifest import manifest_of
+from gramprune.model.places import Place
 from gramprune.model.weights import Weights
 from gramprune.stages.allocated import allocated
 from gramprune.stages.pruned import dense_linear, patterns_of, pruned_linear
@@ -61,7 +62,7 @@ def assemble(
     return f"{100 * zeros / total:.4f} % of {total:,} weights in {len(matrices)} matrices are zero"
 
 
-def _stored(blocks: list[Artifact], dense: Weights) -> Iterator[tuple[str, Tensor]]:
+def _stored(blocks: list[Artifact], dense: Weights) -> Iterator[tuple[Place, Tensor]]:
     """Place and new values, in the orientation of the file, one matrix at a time; a vector as a matrix of one row."""
     for block in blocks:
         for name, linear in block.provenance["linears"].items():

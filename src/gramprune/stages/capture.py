@@ -197,7 +197,8 @@ def _write_grams(
     """
     linears = provenance["linears"]
     columns = {linear["gram"]: linear["shape"][1] for linear in linears.values()}
-    shapes = {name: (n, n) for name, n in columns.items()} | {f"{name}.sum": (n,) for name, n in columns.items()}
+    shapes: dict[str, tuple[int, ...]] = {name: (n, n) for name, n in columns.items()}
+    shapes |= {f"{name}.sum": (n,) for name, n in columns.items()}
     if "dense" in provenance["inputs"]:
         experts = {linear["gram"] for linear in linears.values() if linear["part"] is not None}
         shapes |= {f"{name}.cross": (n, n) for name, n in columns.items() if name not in experts}

@@ -71,10 +71,10 @@ def observe(
     shares: dict[str, str] = {}
     waiting = dict.fromkeys(only or ())
     crossed = "dense" in parents and (only is None or any(seen.matrices[name].part is None for name in only))
-    own, dense = (
-        passes(blocks, parents["tokens"], parents[name], batch_size, f"{what} of {where}") if there else None
-        for name, what, there in (("inputs", "Gram matrices", True), ("dense", "the dense model's inputs", crossed))
-    )
+    own = passes(blocks, parents["tokens"], parents["inputs"], batch_size, f"Gram matrices of {where}")
+    dense = None
+    if crossed:
+        dense = passes(blocks, parents["tokens"], parents["dense"], batch_size, f"the dense model's inputs of {where}")
     for _ in own:
         shares = {**seen.shares(equal=equal), **shares}
         batch = dict(seen.inputs)
@@ -88,7 +88,9 @@ def observe(
             counts[name] += sum(map(len, inputs))
             if shares[name] != name or not (only is None or name in waiting or name in kept):
                 continue
-            others = seen.inputs[name] if dense and seen.matrices[name].part is None else None
+            others: list[Tensor | None] | None = None
+            if dense and seen.matrices[name].part is None:
+                others = [*seen.inputs[name]]
             if name not in kept:
                 size = dtype.itemsize * (1 + (others is not None)) * inputs[0].shape[-1] ** 2
                 if kept and size > room:  # neither later: room only becomes less

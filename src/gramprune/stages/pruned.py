@@ -60,10 +60,10 @@ class Grams:
 
     def read(self, terms: tuple[tuple[str, str], ...], what: str, device: str, dtype: torch.dtype) -> Tensor:
         """A Gram matrix, or what else is kept of its inputs: `.sum`, `.cross`."""
-        total = None
-        for parent, name in terms:
-            read = self.parents[parent].read(f"{name}{what}").to(device, dtype)
-            total = read if total is None else total.add_(read)
+        read = (self.parents[parent].read(f"{name}{what}").to(device, dtype) for parent, name in terms)
+        total = next(read)
+        for another in read:
+            total.add_(another)
         return total
 
 
@@ -74,7 +74,7 @@ def patterns_of(settings: dict[str, Any], linears: Iterable[str]) -> dict[str, P
     """
     given, granularity = settings["pattern"], settings["granularity"]
     # A mapping names experts of a kind once.
-    values = {
+    values: dict[str, Any] = {
         name: given.get(name, given.get(name.rpartition(".")[0])) if isinstance(given, dict) else given
         for name in linears
     }
@@ -117,7 +117,8 @@ def each_linear(
     for (terms, around_mean), names in sorted(having.items()):
         first, where = linears[names[0]], f"block {block}, {names[0]}"
         sums = grams.read(terms, ".sum", device, dtype)
-        gram = Gram(grams.read(terms, "", device, dtype), where, sums, _tokens(grams, names[0]))
+        tokens = None if "fallback" in first else _tokens(grams, names[0])
+        gram = Gram(grams.read(terms, "", device, dtype), where, sums, tokens)
         gram = centred(gram) if around_mean else gram
         # A token may go to other experts in the dense model; what several blocks share sees the dense model's inputs.
         aims = target["method"] == "dense" and first["part"] is None and "shared" not in first
@@ -143,11 +144,8 @@ def new_bias(grams: Grams, name: str, weights: Weights, weight: Tensor, new: Ten
     return fitting(made, bias.dtype, f"block {grams.own.provenance['block']}, {linear['bias']}")
 
 
-def _tokens(grams: Grams, name: str) -> int | None:
-    """How many tokens a linear's Gram matrix is of; None for one that is of no tokens."""
-    linear = grams.linears[name]
-    if "fallback" in linear:
-        return None
+def _tokens(grams: Grams, name: str) -> int:
+    """How many tokens a linear's Gram matrix is of; a stand-in has no number."""
     return sum(grams.parents[parent].provenance["linears"][name]["tokens"] for parent, _ in grams.terms(name))
 
 
@@ -200,7 +198,9 @@ def block_shapes(
     weights: Weights,
 ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Dtypes and shapes of what is written of a pruned block: weights (out, in), masks as bits, other parameters."""
-    shapes = {f"{name}.mask": artifacts.mask_shape(*linear["shape"]) for name, linear in linears.items()}
+    shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for name, linear in linears.items():
+        shapes[f"{name}.mask"] = artifacts.mask_shape(*linear["shape"])
     for name, linear in linears.items():
         shapes[f"{name}.weight"] = (places.dtype(linear["place"], weights), tuple(linear["shape"]))
     for name, place in parameters.items():

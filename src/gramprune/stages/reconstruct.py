@@ -200,14 +200,16 @@ def _trained(
     where: str,
 ) -> dict[str, tuple[nn.Parameter, Tensor | None]]:
     """The parameters that are trained, by their names in the block, with the mask of those that are pruned."""
-    parameters, found = dict(module.named_parameters()), {}
+    parameters = dict(module.named_parameters())
+    masks: dict[str, Tensor] = {}
     for name, linear in weights.provenance["linears"].items() if "weights" in trains else ():
         if "shared" in linear:
             continue
         parameter = parameters[linear["parameter"]]
         # Matrices beside it in the same parameter that stay dense are not trained.
-        mask = found.setdefault(linear["parameter"], (parameter, torch.zeros_like(parameter, dtype=torch.bool)))[1]
+        mask = masks.setdefault(linear["parameter"], torch.zeros_like(parameter, dtype=torch.bool))
         rows_of_part(mask, linear["part"], linear["parts"]).copy_(turned(linear, read_mask(weights, name)))
+    found: dict[str, tuple[nn.Parameter, Tensor | None]] = {name: (parameters[name], masks[name]) for name in masks}
     for name, parameter in parameters.items():
         kind = "biases" if name.endswith("bias") else "norms" if name.endswith("weight") else None
         if parameter.ndim == 1 and kind in trains and name not in common:

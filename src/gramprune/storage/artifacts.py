@@ -8,7 +8,7 @@ from and the versions of the libraries. Nothing in it depends on time or place: 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +104,7 @@ def provenance(stage: str, settings: dict, code: str, inputs: dict[str, Artifact
 @contextmanager
 def writing(
     path: Path | str,
-    tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]],
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
     provenance: dict[str, Any],  # may be added to, a little, until the end
 ) -> Iterator[Writer]:
     """A writer for a new artifact of those tensors, filled piece by piece."""

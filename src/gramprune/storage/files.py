@@ -186,7 +186,7 @@ def _said(path: Path, part: Path) -> Iterator[None]:
         known = {str(place) for place in (path, part, path.parent)}
         names = [str(name) for name in (error.filename, error.filename2) if name is not None] or [str(part)]
         if any(name in known or name.startswith((f"{part}{os.sep}", f"{path}{os.sep}")) for name in names):
-            remedy = REMEDIES.get(error.errno)
+            remedy = REMEDIES.get(error.errno or 0)
             advice = f"; {remedy}, then run snakemake again" if remedy else ""
             raise GrampruneError(
                 f"{path} could not be written: {error.strerror or error}{advice}; no other file was touched."

@@ -47,7 +47,8 @@ def _read_module(module: str) -> tuple[str, tuple[str, ...]]:
     """Digest of one module's code without comments and docstrings, and which of ours it imports."""
     tree = ast.parse(_path(module).read_text(encoding="utf-8"))
     imports: set[str] = set()
-    for node in ast.walk(tree):
+    nodes: Iterable[Any] = ast.walk(tree)
+    for node in nodes:
         if isinstance(node, ast.Import):
             imports.update(_ours(alias.name for alias in node.names))
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -149,7 +149,7 @@ def read_tensor(
 
 def to_bytes(tensor: Tensor) -> memoryview:
     """The tensor's values in order, as they lie in a file."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 class Writer:
@@ -188,7 +188,7 @@ class Writer:
 @contextmanager
 def writing(
     path: Path,
-    tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]],
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
     metadata: dict[str, str],
 ) -> Iterator[Writer]:
     """A `Writer` for a new file of those tensors, which gets its name only when all of them are complete.

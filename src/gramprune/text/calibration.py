@@ -44,7 +44,8 @@ def sequences(
         raise GrampruneError(f"calibration.length is {length}: there is no room for text behind the tokens {front}.")
     generator = random.Random(seed)
     order = generator.sample(range(len(documents)), len(documents))
-    windows, used, there = [], 0, 0
+    windows: list[list[int]] = []
+    used, there = 0, 0
     if pack != "always":
         windows, used, there = _cut(documents, encode, samples, size, order, generator)
     packed = len(windows) < samples and pack != "never"

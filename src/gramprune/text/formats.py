@@ -20,7 +20,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -330,7 +330,7 @@ def _parquet(path: Path, file: str, wanted: Sequence[str]) -> Iterator[Row]:
         raise ValueError(str(error)) from error
 
 
-READERS = {
+READERS: dict[str, Callable[..., Iterator[Row]]] = {
     ".txt": _text,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,

@@ -78,7 +78,7 @@ def write(
     return about
 
 
-def _pieces(kind: str, document: Document) -> Iterator[Any]:
+def _pieces(kind: str, document: Any) -> Iterator[Any]:
     """The rows of a document: texts are cut between words, where there is a space; conversations are not cut."""
     if kind == "messages":
         yield document
@@ -118,7 +118,8 @@ class Documents(Sequence):
             numbers, sizes = (table.column(name).to_numpy() for name in ("document", "bytes"))
             groups = [self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups)]
         self._groups = np.cumsum([0, *groups]).tolist()  # the first row of each, and the end
-        self._group, self._held = -1, []  # the row group in memory
+        self._group = -1
+        self._held: list[Any] = []  # the row group in memory
         self._begins = [*np.flatnonzero(np.diff(numbers, prepend=-1)).tolist(), len(numbers)]
         self._sizes = sizes.tolist()
         self._ranges = [rows for first, end in pairwise(self._begins) for rows in self._divided(first, end, piece)]
@@ -137,7 +138,7 @@ class Documents(Sequence):
     def __len__(self) -> int:
         return len(self._ranges)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Any:  # type: ignore[override]  # nobody takes slices
         """A text, the JSON of a conversation, or a list of token ids."""
         rows = [self._row(row) for row in range(*self._ranges[index])]
         return list(chain.from_iterable(rows)) if self.kind == "input_ids" else "".join(rows)

@@ -53,7 +53,8 @@ class Tokens:
             for number, (begins, ids) in enumerate(self.documents.rows()):
                 yield (joint if begins and number else []) + self._given(ids)
             return
-        waiting, size = [], 0
+        waiting: list[str] = []
+        size = 0
         for number, (begins, row) in enumerate(self.documents.rows()):
             text = (between if number else "") + self._text(row) if begins else row
             bytes_ = len(text.encode())

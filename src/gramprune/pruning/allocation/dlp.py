@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from gramprune.pruning.gram import as_gram
+
 if TYPE_CHECKING:
     from gramprune.pruning.allocation import Linear
 
 
 def look(linears: Iterable[Linear]) -> float:
     """The median score of a block, the lower one of two."""
-    scores = [(linear.weight.abs() * linear.gram.norms).flatten() for linear in linears]
+    scores = [(linear.weight.abs() * as_gram(linear.gram).norms).flatten() for linear in linears]
     return float(torch.cat(scores).median())
 
 

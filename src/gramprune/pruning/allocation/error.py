@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gramprune.pruning.gram import layer_error
+from gramprune.pruning.gram import as_gram, layer_error
 
 if TYPE_CHECKING:
     from gramprune.pruning.allocation import Linear
@@ -33,7 +33,7 @@ def look(linears: Iterable[Linear]) -> list[tuple[Tensor, int, float]]:
 
 def _errors(linear: Linear) -> Tensor:
     """(in,) float64, ascending: means over rows or, of a matrix, over as many weights that follow each other."""
-    weight, gram = linear.weight, linear.gram
+    weight, gram = linear.weight, as_gram(linear.gram)
     inverse, _ = gram.inverse(DAMPING, even=True)
     scores = (weight * gram.norms).square_().div_(inverse.diagonal())
     ranked = linear.pattern.rows_of_choice(scores).sort(dim=1).values.double()

@@ -8,6 +8,7 @@ Differs from the authors' released code, which computes the cubic ramp in its pe
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gramprune.errors import GrampruneError, suggest
@@ -34,7 +35,7 @@ def prune(
         raise GrampruneError(f"{gram.name}: admm's ramp is {ramp}; expected 1 to {iterations}, its iterations.")
     if schedule not in SCHEDULES:
         raise GrampruneError(f"{gram.name}: there is no schedule {schedule!r} of admm; {suggest(schedule, SCHEDULES)}")
-    mask = None
+    mask = torch.empty(0, dtype=torch.bool)  # until the first step
 
     def choose(step: int, proposal: Tensor) -> Tensor:
         nonlocal mask

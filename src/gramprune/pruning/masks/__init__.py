@@ -4,6 +4,7 @@ A joint method selects masks too: its weights are dropped then, and another upda
 """
 
 import sys
+from typing import Any
 
 from torch import Tensor
 
@@ -22,12 +23,24 @@ def select_mask(
     gram: Tensor | Gram,  # (in, in)
     pattern: Pattern,
     method: str,
-    **options,
+    **options: Any,
 ) -> Tensor:
     """(out, in) bool, True = kept, with exactly the pattern's zeros.
 
     Raises GrampruneError for an unknown method, arguments that are not what they should be, or a matrix that cannot
     have the pattern.
+
+    Wanda keeps a small weight whose input is large. Which methods there are, an unknown one says:
+
+    >>> weight = torch.tensor([[1.0, -2.0, 3.0, -4.0]])
+    >>> gram = torch.diag(torch.tensor([64.0, 1.0, 1.0, 1.0]))  # the first input is eight times as large
+    >>> gp.select_mask(weight, gram, gp.Pattern.parse(0.5), method="magnitude")
+    tensor([[False, False,  True,  True]])
+    >>> gp.select_mask(weight, gram, gp.Pattern.parse(0.5), method="wanda")
+    tensor([[ True, False, False,  True]])
+    >>> gp.select_mask(weight, gram, gp.Pattern.parse(0.5), method="wnda")
+    Traceback (most recent call last):
+    gramprune.errors.GrampruneError: there is no method 'wnda' in masks; did you mean 'wanda'? Known: admm, alps, ...
     """
     if method in methods.names(joint):
         return joint.prune_weight(weight, gram, pattern, method, **options)[0]

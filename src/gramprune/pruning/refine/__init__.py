@@ -5,6 +5,7 @@ pattern counts over the matrix, the swaps exchange across rows too, and the matr
 """
 
 import sys
+from typing import Any
 
 from torch import Tensor
 
@@ -19,12 +20,20 @@ def refine_mask(
     mask: Tensor,  # (out, in) bool, True = kept
     pattern: Pattern,  # that the mask has
     method: str,
-    **options,
+    **options: Any,
 ) -> tuple[Tensor, dict]:
     """A better mask (out, in) bool with the pattern's number of zeros, and statistics.
 
     Raises GrampruneError for an unknown method, arguments that are not what they should be, or a mask that does not
     have the pattern.
+
+    Of four inputs that are always equal, 10 and -1 are pruned. Two exchanges take the error from 81 to 0:
+
+    >>> weight, gram = torch.tensor([[10.0, -1.0, 9.0, -9.0]]), torch.ones(4, 4)
+    >>> mask = torch.tensor([[False, False, True, True]])
+    >>> better, stats = gp.refine_mask(weight, gram, mask, gp.Pattern.parse(0.5), method="sparseswaps")
+    >>> better, stats["curve"]
+    (tensor([[ True,  True, False, False]]), [81.0, 1.0, 0.0])
     """
     refine = methods.load(sys.modules[__name__], method, "refine")
     weight, gram = methods.prepare(weight, gram)

@@ -189,7 +189,8 @@ def sweeps(
     Also: removals of every row (out,) int64; the changes of the error by every sweep; and which rows (out,) bool could
     be improved at the beginning.
     """
-    mask, changes, open_ = mask.clone(), [], None
+    changes: list[float] = []
+    mask, open_ = mask.clone(), None
     removed = torch.zeros(len(mask), dtype=torch.int64, device=mask.device)
     best = {sign: (torch.empty_like(errors), torch.empty_like(removed)) for sign in (-1, 1)}
     stale = torch.arange(len(mask), device=mask.device)
@@ -313,7 +314,8 @@ def anywhere(scaled: Tensor) -> Find:
         lows = bounds(a, b, coupling * rows.weights.square())
         best, u, p = best_pair(a, b, rows.short_u, rows.short_p, rows.x)
         missing = not_listed(lows, (rows.short_u, rows.short_p), torch.minimum(best, enough))
-        stale = (sum(which.sum(dim=1) for which in missing) > MISSING).nonzero()[:, 0]
+        kept, pruned = (which.sum(dim=1) for which in missing)
+        stale = (kept + pruned > MISSING).nonzero()[:, 0]
         if len(stale):
             low, limit = [low[stale] for low in lows], enough[stale]
             u_, p_ = (each.topk(rows.x.shape[1], dim=1, largest=False, sorted=False).indices for each in low)
@@ -378,15 +380,18 @@ def best_pair(a: Tensor, b: Tensor, u: Tensor, p: Tensor, x: Tensor) -> tuple[Te
 
 def bounds(a: Tensor, b: Tensor, coupled: Tensor) -> tuple[Tensor, Tensor]:
     """low_u and low_p (rows, in). coupled: (rows, in) g ∘ w²."""
-    low_u = low_p = None
-    for x in LAMBDAS:
-        for_u, for_p = torch.sub(a, coupled, alpha=x), torch.sub(b, coupled, alpha=1 / x)
-        least_u, least_p = for_u.amin(dim=1, keepdim=True), for_p.amin(dim=1, keepdim=True)
-        for_u.add_(least_p)
-        for_p.add_(least_u)
-        low_u = for_u if low_u is None else torch.maximum(low_u, for_u, out=low_u)
-        low_p = for_p if low_p is None else torch.maximum(low_p, for_p, out=low_p)
-    return low_u, low_p
+    lows = _bounds(a, b, coupled, LAMBDAS[0])
+    for x in LAMBDAS[1:]:
+        for low, other in zip(lows, _bounds(a, b, coupled, x), strict=True):
+            torch.maximum(low, other, out=low)
+    return lows
+
+
+def _bounds(a: Tensor, b: Tensor, coupled: Tensor, x: float) -> tuple[Tensor, Tensor]:
+    """The same for one λ."""
+    for_u, for_p = torch.sub(a, coupled, alpha=x), torch.sub(b, coupled, alpha=1 / x)
+    least_u, least_p = for_u.amin(dim=1, keepdim=True), for_p.amin(dim=1, keepdim=True)
+    return for_u.add_(least_p), for_p.add_(least_u)
 
 
 def within_groups(scaled: Tensor, size: int) -> Find:

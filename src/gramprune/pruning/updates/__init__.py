@@ -1,6 +1,7 @@
 """Weight updates for a given mask: every method is `update(weight, gram, mask, **options) -> (new, stats)`."""
 
 import sys
+from typing import Any
 
 from torch import Tensor
 
@@ -15,12 +16,19 @@ def update_weight(
     gram: Tensor | Gram,  # (in, in)
     mask: Tensor,  # (out, in) bool, True = kept
     method: str,
-    **options,
+    **options: Any,
 ) -> tuple[Tensor, dict]:
     """The pruned weight (out, in) in the Gram matrix's dtype, zero where the mask is False, and its statistics.
 
     Raises GrampruneError for an unknown method, arguments that are not what they should be, or a result that is not
     finite.
+
+    Two inputs are always equal, so the weight that is kept takes over what the other one did:
+
+    >>> weight, mask = torch.tensor([[2.0, 1.0]]), torch.tensor([[True, False]])
+    >>> new, stats = gp.update_weight(weight, torch.ones(2, 2), mask, method="exact")
+    >>> new.round()  # 2.99: damping draws a little towards the dense weights
+    tensor([[3., 0.]])
     """
     update = methods.load(sys.modules[__name__], method, "update")
     weight, gram = methods.prepare(weight, gram)

@@ -55,11 +55,11 @@ def iterate(
     # V = Ŵ + ρ (Z − U − Ŵ)(Ĝ + ρI)⁻¹: the same damped Ĝ on both sides, so one product without it.
     # In place, as these are a job's largest tensors. Z is the proposal V + U where kept, and the new U is the proposal
     # where pruned. Products with zeros and ones: selecting by a mask takes a CPU fifteen times longer.
-    proposal, other, mask = dense.clone(), torch.empty_like(dense), None
+    proposal, other, last = dense.clone(), torch.empty_like(dense), None
     for step in range(iterations):
-        before, mask = mask, choose(step, proposal)
-        if mask is not before:
-            pruned = (~mask).to(dense.dtype)
+        mask = choose(step, proposal)
+        if mask is not last:
+            last, pruned = mask, (~mask).to(dense.dtype)
         torch.addcmul(dense, proposal, pruned, out=other)  # U + Ŵ
         proposal.add_(dense).sub_(other, alpha=2)  # Z − U − Ŵ
         proposal, other = other.addmm_(proposal, inverse, alpha=rho), proposal
