@@ -115,9 +115,9 @@ def open_model(folder: Path | str, dtype: str | None = None, device: str = "cpu"
         raise GrampruneError(missing(folder, lost))
     keys = Keys(model, weights)
     for name, parameter in model.named_parameters():
-        if parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNED:
-            if (values := keys.read(name, parameter)) is not None:
-                parameter.data = values.to(chosen)  # it was mapped, and not looked at yet
+        misplaced = parameter.device.type == "cpu" and parameter.data_ptr() % ALIGNED
+        if misplaced and (values := keys.read(name, parameter)) is not None:
+            parameter.data = values.to(chosen)  # it was mapped, and not looked at yet
         if not finite(parameter):
             raise GrampruneError(f"{folder}: {name} holds NaN or infinite values.")
     return (model if several else model.to(device)).eval(), tokenizer, str(chosen).removeprefix("torch.")

@@ -80,10 +80,11 @@ def find_blocks(model: nn.Module, config: PreTrainedConfig) -> tuple[str, nn.Mod
     )
 
 
-def token_embedding(model: PreTrainedModel) -> nn.Embedding | None:
+def token_embedding(model: nn.Module) -> nn.Embedding | None:
     """What makes hidden states of tokens, where that is a plain table of its own."""
     with suppress(Exception):  # some families have none, or say so by an error of one kind or another
-        found: Any = model.get_input_embeddings()
+        decoder: Any = model
+        found = decoder.get_input_embeddings()
         alike = [each for _, each in model.named_parameters(remove_duplicate=False) if each is found.weight]
         return found if isinstance(found, nn.Embedding) and len(alike) == 1 and found.weight.is_meta else None
     return None

@@ -20,7 +20,8 @@ class Shelf:
     """
 
     def __init__(self, path: Path):
-        self._path, self._folder, self._stack = path, None, ExitStack()
+        self._path, self._stack = path, ExitStack()
+        self._folder: Path | None = None
         self._held: dict[int, dict[str, Tensor]] = {}
         self._filed: dict[int, dict[str, tuple[Path, Entry]]] = {}
 
