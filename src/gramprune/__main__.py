@@ -3,7 +3,7 @@
 gramprune new ./my-model > my.yaml             a commented configuration that fits the model and this machine
 gramprune check my.yaml                        all that is wrong with it, and the runs that it makes
 gramprune plan my.yaml                         jobs, memory, disk and time, before anything is downloaded
-snakemake --profile local --configfile my.yaml
+gramprune run my.yaml                          prune: snakemake --profile local --configfile my.yaml
 gramprune status my.yaml                       how far it is, and how long the rest will take
 gramprune summary results/my-model             the table of runs
 gramprune tidy my.yaml                         remove what finished runs no longer need
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import Any
 
 from gramprune import __version__, interrupt
 from gramprune.errors import GrampruneError
+
+ROOT = Path(__file__).parents[2]  # of a clone
 
 
 def main() -> None:
@@ -31,6 +34,8 @@ def main() -> None:
 
 def run(typed: list[str]) -> None:
     """Do what was typed; what cannot be done ends in a sentence."""
+    if typed[:1] == ["run"] and not {"-h", "--help"} & set(typed):
+        return execute(typed[1:])  # whatever snakemake knows may follow
     arguments = vars(parser().parse_args(typed))
     command = arguments.pop("call")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -64,6 +69,9 @@ def parser() -> argparse.ArgumentParser:
     which = new.add_mutually_exclusive_group()
     for recipe, said in (("fast", "only the recipe `fast`"), ("best", "only the recipe `best`")):
         which.add_argument(f"--{recipe}", dest="recipe", action="store_const", const=recipe, help=said)
+    go = command(execute, "run", "prune: what is behind the configuration goes to snakemake")
+    go.add_argument("config", nargs="?", default="config.yaml", help="its file (config.yaml)")
+    go.add_argument("snakemake", nargs="*", metavar="...", help="snakemake's: -n, --cores 8; --profile slurm (local)")
     for call, name, said in (
         (check, "check", "say all that is wrong with a configuration, or print its runs"),
         (plan, "plan", "say what it takes: jobs, memory, disk, time"),
@@ -87,6 +95,21 @@ def begin(model: str, sparsity: list[str] | None, text: str | None, evaluation: 
 
     recipes = (recipe,) if recipe else ("wanda", "fast", "best")
     print(configuration(model, sparsity or ["2:4"], text, evaluation, recipes), end="")
+
+
+def execute(typed: list[str]) -> None:
+    """Prune as a configuration says: a call of Snakemake with the workflow that belongs to this library."""
+    config, options = (typed[0], typed[1:]) if typed and not typed[0].startswith("-") else ("config.yaml", typed)
+    here = Path(__file__).parent
+    installed = (here / "workflow").is_dir()
+    workflow, profiles = (here / "workflow", here / "profiles") if installed else (ROOT / "workflow", ROOT)
+    asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    asked.add_argument("--profile", default="local")
+    chosen, options = asked.parse_known_args(options)
+    ours = profiles / chosen.profile
+    profile = ours if (ours / "profile.yaml").exists() else chosen.profile
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow / "Snakefile"), "--configfile", config]
+    os.execv(sys.executable, [*command, "--profile", str(profile), *options])
 
 
 def check(config: Path) -> None:

@@ -5,17 +5,23 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(workflow.basedir) / "src"))
-
+from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+
+# Of a clone; an installed package has the workflow inside.
+WORKFLOW = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent
+if (WORKFLOW.parent / "src").is_dir():
+    sys.path.insert(0, str(WORKFLOW.parent / "src"))
 
 from gramprune import interrupt
 from gramprune.errors import GrampruneError
 from gramprune.experiment import configfile
 
 # Ctrl-C, which Snakemake expects only once jobs run: until the Snakefile is read there is nothing to put in order.
-signal.signal(signal.SIGINT, interrupt.at_once)
-sys.excepthook = interrupt.last_words
+# As a module of another workflow this one leaves both as they are.
+if not workflow.modifier.is_module:
+    signal.signal(signal.SIGINT, interrupt.at_once)
+    sys.excepthook = interrupt.last_words
 
 # What the library says while it looks at the configuration, such as why it takes a while.
 logging.getLogger("gramprune").setLevel(logging.INFO)
@@ -27,9 +33,14 @@ def or_exit(check, *arguments, **options):
     try:
         return check(*arguments, **options)
     except GrampruneError as error:
+        if workflow.modifier.is_module:
+            raise WorkflowError(f"gramprune: {error}")
         sys.exit(f"gramprune: {error}")
 
 
-CONFIG_FILES = workflow.configfiles or ["config.yaml"]
+# A module gets its configuration from the workflow that it is part of, which has read it.
+CONFIG_FILES = (
+    [] if workflow.modifier.is_module else workflow.configfiles or ["config.yaml"]
+)
 for path in CONFIG_FILES:
     or_exit(configfile.read, path)

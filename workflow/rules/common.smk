@@ -183,7 +183,7 @@ def describe_job():
     asked = json.loads(os.environ[choice.ASKED])
     key = or_exit(choice.one_job, pipeline.jobs(SETTINGS, LAYOUTS), **asked["words"])
     job = next(j for j in workflow.dag.jobs if j.log and choice.has_log(key, j.log[0]))
-    scripts = Path(workflow.basedir) / "workflow/scripts"
+    scripts = WORKFLOW / "scripts"
     sys.path.append(str(scripts))
     from job import describe
 
@@ -197,7 +197,7 @@ def start_warm_process():
     global warm_process
     deployed = workflow.deployment_settings.deployment_method
     if workflow.local_exec and not deployed and sys.platform == "linux":
-        sys.path.append(str(Path(workflow.basedir) / "workflow/scripts"))
+        sys.path.append(str(WORKFLOW / "scripts"))
         import warm
 
         socket = str(Path(workflow.snakemake_tmp_dir) / "warm")
