@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 ESCALATIONS = 4  # how often a damping may grow tenfold before we give up
 TILE = 256  # rows and columns of a Gram matrix that are looked at together by a CPU; a GPU takes eight times as many
+PRODUCT = 2048  # rows of a Gram matrix that tensor cores add to at a time
 SLACK = 0.01
 """Of an entry, relative to its two inputs' norms: more than rounding does to float32 sums over a million tokens, in any
 order, or to a matrix that was once stored in bfloat16."""
@@ -35,8 +36,22 @@ def accumulate(
     others: Tensor | None = None,  # (..., in), for the same tokens
 ) -> None:
     """`gram += XᵀX`, in the Gram matrix's dtype; with other inputs Y `gram += XᵀY`."""
-    rows = inputs.reshape(-1, inputs.shape[-1]).to(gram.dtype)
-    gram.addmm_(rows.T, rows if others is None else others.reshape(-1, others.shape[-1]).to(gram.dtype))
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    others = rows if others is None else others.reshape(-1, others.shape[-1])
+    if gram.dtype == torch.float32 and _on_tensor_cores(rows) and _on_tensor_cores(others):
+        # A bfloat16 has 8 significant bits, so the product of two is exact in float32, which has 24. Tensor cores sum
+        # such products in float32: the same sums as of converted inputs, but for their order, at ten times the rate.
+        # In pieces, so that what is added takes little memory beside the Gram matrix.
+        for part, columns in zip(gram.split(PRODUCT), rows.split(PRODUCT, dim=1), strict=True):
+            part.add_(torch.mm(columns.T, others, out_dtype=torch.float32))
+        return
+    converted = rows.to(gram.dtype)
+    gram.addmm_(converted.T, converted if others is rows else others.to(gram.dtype))
+
+
+def _on_tensor_cores(inputs: Tensor) -> bool:
+    """Whether torch multiplies such inputs to float32; it does so with CUDA alone."""
+    return inputs.dtype == torch.bfloat16 and inputs.is_cuda and torch.version.cuda is not None
 
 
 def layer_error(
