@@ -1,9 +1,14 @@
 """Every method and the stages on a pretended GPU: nothing meets a tensor of the CPU, results are the same."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from families import config
 from pretended_gpu import DEVICE, Pretended, gpu
 from problems import IN, TOKENS, assert_near, problem
+from safetensors.torch import load_file
+from test_families import prune_in_stages
 from test_reconstruct import problem as small_block
 from torch import Tensor
 
@@ -148,3 +153,26 @@ def test_training_of_kept_weights_is_that_of_the_cpu():
         return weight.detach(), result["losses"], result["best"]
 
     assert_same(on_both(compute, *small_block()))
+
+
+@pytest.mark.parametrize(
+    "family, more", [("llama", {"target": "dense"}), ("mixtral", {}), ("gpt2", {"bias": "compensated"})]
+)
+def test_the_stages_make_on_a_gpu_the_model_of_the_cpu(family, more, tmp_path):
+    """All of them, from hidden states to training."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    whole = AutoModelForCausalLM.from_config(config(family, initializer_range=0.1, num_hidden_layers=2))
+    whole.save_pretrained(tmp_path / "model")
+    tokens = torch.randint(0, 160, (4, 24), generator=torch.Generator().manual_seed(0))
+    run = {"mask": "wanda", "update": "admm", "sparsity": 0.5, "propagation": "pruned", **more}
+    run["reconstruct"] = {"method": "block", "epochs": 1}
+    for device in ("cpu", str(DEVICE)):
+        (tmp_path / device).mkdir()
+        with gpu() if device != "cpu" else nullcontext():
+            prune_in_stages(tmp_path / "model", tokens, run, tmp_path / device, device)
+    for name in ("0_reconstructed", "run_1_inputs", "run_1_gram", "1_mask", "1_weights", "1_reconstructed"):
+        expected, found = (load_file(tmp_path / device / name) for device in ("cpu", str(DEVICE)))
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[each], found[each]) for each in expected), name
