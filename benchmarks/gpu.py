@@ -246,10 +246,10 @@ def run_stages(folder: Path, sizes: dict[str, Any], device: str) -> dict[str, An
     artifacts.write(folder / "tokens", {"tokens": tokens}, about)
     described = layout.describe(json.loads((folder / "model" / "config.json").read_text()))
     recipe = Run.model_validate({"mask": "wanda", "update": "admm", "sparsity": 0.5, "propagation": "pruned"})
-    calibration = {"samples": samples, "length": length}
-    settings = Settings.model_validate(
-        {"model": str(folder / "model"), "calibration": calibration, "batch_size": 2, "runs": [recipe.model_dump()]}
-    )
+    text = {"calibration": {"dataset": "demo", "samples": samples, "length": length}}  # random tokens stand for it
+    text["evaluation"] = {"perplexity": {"datasets": ["demo_heldout"], "length": length}}
+    runs = [{"mask": "wanda", "update": "admm", "sparsity": 0.5}]
+    settings = Settings.model_validate({"model": str(folder / "model"), "batch_size": 2, "runs": runs, **text})
     common = {"model": manifest, "tokens": folder / "tokens", "labels": {}, "code": "", "device": device}
     common["metrics"] = folder / "metrics.json"
     seen = {"dtype": "auto", "accumulate": "float32", "experts": "routed", "min_tokens": 1}

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 DEVICE = torch.device("cuda:0")
@@ -50,6 +50,8 @@ class Pretended(Tensor):
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func is torch.nn.functional.one_hot:  # C++ makes what it compares with
+            return dispatched(func, args, kwargs)
         if func is Tensor.cpu:
             return args[0].inner.detach()
         if func is Tensor.to:
@@ -109,6 +111,13 @@ def tensor_there(*args, device: torch.device | None = None, make=torch.tensor, *
 
 
 @contextmanager
+def alone(disable=_disable_current_modes) -> Iterator[None]:
+    """`_disable_current_modes`, after which the GPU is still there."""
+    with disable(), Mode():
+        yield
+
+
+@contextmanager
 def gpu() -> Iterator[None]:
     """Within it tensors can be put on `cuda:0`."""
     with (
@@ -119,6 +128,7 @@ def gpu() -> Iterator[None]:
         patch("torch.cuda.mem_get_info", lambda device: (FREE, FREE)),
         patch("torch.version.cuda", "pretended"),
         patch("torch.tensor", tensor_there),
+        patch("gramprune.model.blocks._disable_current_modes", alone),
         # Modules get parameters that say where they are, instead of new values in the old ones.
         patch("torch.__future__.get_overwrite_module_params_on_conversion", lambda: True),
         Mode(),
