@@ -153,7 +153,7 @@ def test_pruned_in_stages_reloaded_equals_pruned_in_memory(model, tokens, run, t
         assert torch.equal(found(input_ids=tokens).logits, expected(input_ids=tokens).logits)
 
 
-def prune_in_stages(folder, tokens, run, work):
+def prune_in_stages(folder, tokens, run, work, device="cpu"):
     """The stages one after another, without Snakemake."""
     manifest = work / "model.json"
     fetch_model(manifest, "", {"kind": "folder", "source": str(folder), "revision": None}, "code")
@@ -162,7 +162,7 @@ def prune_in_stages(folder, tokens, run, work):
     artifacts.write(work / "tokens", {"tokens": tokens}, written)
     recipe = Run.model_validate(run)
     described = layout.describe(json.loads((folder / "config.json").read_text()))
-    common = {"model": manifest, "tokens": work / "tokens", "labels": {}, "code": "code", "device": "cpu"}
+    common = {"model": manifest, "tokens": work / "tokens", "labels": {}, "code": "code", "device": device}
     common["metrics"] = work / "metrics.json"
 
     seen = {"dtype": "auto", "accumulate": "float32", "experts": "routed", "min_tokens": 1}
