@@ -4,7 +4,7 @@
     python benchmarks/gpu.py                                              table, and gpu.json
     python benchmarks/gpu.py --device cpu --small                         the same in small on a CPU, in a minute
 
-Parts, each begun only while there is time:
+Parts, each begun only while there is time, by the least that it can take:
     same      every method on the GPU against the CPU: masks equal but for ties, layer errors to 1e-4
     floor     the device's rates: float32 and bfloat16 products, and bytes copied
     times     every method on layers of an 8B model, against the time of its operations and bytes at these rates
@@ -54,8 +54,8 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}, {found['date']}")
     rates: dict[str, float] = {}
     left_out = []
-    for what, work in parts(sizes, device, rates):
-        if time.monotonic() > ends:
+    for what, work, least in parts(sizes, device, rates):
+        if time.monotonic() > ends or time.monotonic() + least() > ends:
             left_out.append(what)
             continue
         try:
@@ -77,24 +77,41 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def parts(sizes: dict[str, Any], device: str, rates: dict[str, float]) -> list[tuple[str, Callable[[], dict]]]:
-    """What is measured, in order of importance, and the functions that do it; `rates` is filled by the first."""
+def parts(sizes: dict[str, Any], device: str, rates: dict[str, float]) -> list[tuple[str, Callable, Callable]]:
+    """What is measured, in order of importance, the functions that do it, and the seconds that it takes at least.
+
+    `rates` is filled by the first one.
+    """
     every = [(kind, method) for kind in KINDS for method in known(kind)]
-    found = [("floor", lambda: measure(rates, sizes["width"], device))]
+    found: list[tuple[str, Callable, Callable]] = [("floor", lambda: measure(rates, sizes["width"], device), float)]
     for kind, method in every:
         for pattern in PATTERNS:
-            found.append((f"same {kind} {method} {pattern}", lambda a=(kind, method, pattern): same(*a, device)))
-    found.append(("same gram bfloat16", lambda: same_gram(sizes["width"], device)))
-    found.append(("stages", lambda: stages(sizes, device)))
+            found.append((f"same {kind} {method} {pattern}", lambda a=(kind, method, pattern): same(*a, device), float))
+    found.append(("same gram bfloat16", lambda: same_gram(sizes["width"], device), float))
+    found.append(("stages", lambda: stages(sizes, device), float))
     slow = ("swaps-reoptimised", "exact", "mrp")  # at the end: they factorise systems for every row
-    for kind, method in sorted(every, key=lambda each: each[1] in slow):
+    last = []
+    for kind, method in every:
         for rows, columns in sizes["shapes"]:
-            arguments = kind, method, rows, columns, rates, device
-            found.append((f"times {kind} {method} {rows}x{columns}", lambda a=arguments: times(*a)))
+            one = (kind, method, rows, columns, rates)
+            (last if method in slow else found).append(
+                (f"times {kind} {method} {rows}x{columns}", lambda a=one: times(*a, device), lambda a=one: floor(*a))
+            )
     width, inner = sizes["width"], sizes["inner"]
     linears = [(width, width), (width // 4, width), (width // 4, width), (width, width)]
     linears += [(inner, width), (inner, width), (width, inner)]
-    return [*found, ("block sparseswaps 0.6", lambda: block(linears, device))]
+    swaps = lambda: sum(floor("refine", "sparseswaps", *shape, rates) for shape in linears)  # noqa: E731
+    return [*found, ("block sparseswaps 0.6", lambda: block(linears, device), swaps), *last]
+
+
+def floor(kind: str, method: str, rows: int, columns: int, rates: dict[str, float]) -> float:
+    """Seconds of a method's operations and bytes at the device's rates, by the costs that the plan counts with."""
+    from gramprune.experiment.resources import COSTS, SWAPS, Cost
+
+    cost = COSTS.get(f"{KINDS[kind]}.{method}", Cost())
+    passes = cost.passes * (SWAPS * columns if method == "sparseswaps" else 1)
+    work = cost.cubes * columns**3 + rows * (cost.squares * columns**2 + cost.systems * (0.4 * columns) ** 3)
+    return work / rates["float32"] + 4 * passes * rows * columns / rates["copied"]
 
 
 def known(kind: str) -> list[str]:
@@ -180,21 +197,15 @@ def measure(rates: dict[str, float], size: int, device: str) -> dict[str, Any]:
 
 
 def times(kind: str, method: str, rows: int, columns: int, rates: dict[str, float], device: str) -> dict[str, Any]:
-    """One method at 60 % by rows with its factorisations, and the floor by the costs that the plan counts with."""
-    from gramprune.experiment.resources import COSTS, SWAPS
-
+    """One method at 60 % by rows with its factorisations, beside its floor."""
     weight, gram = layer(rows, columns, device)
     gram = gp.Gram(gram.matrix, sums=gram.sums, tokens=gram.tokens)  # without what was looked at
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     seconds, (_, new) = timed(lambda: pruned(kind, method, gp.Pattern.parse("0.6"), weight, gram), device)
-    cost = COSTS.get(f"{KINDS[kind]}.{method}")
     row = {"seconds": seconds, "error": gp.layer_error(weight, new, gram) / gp.layer_error(weight, 0 * weight, gram)}
-    if cost:
-        passes = cost.passes * (SWAPS * columns if method == "sparseswaps" else 1)
-        work = cost.cubes * columns**3 + rows * (cost.squares * columns**2 + cost.systems * (0.4 * columns) ** 3)
-        floor = work / rates["float32"] + 4 * passes * rows * columns / rates["copied"]
-        row |= {"floor": floor, "times_floor": seconds / floor}
+    if least := floor(kind, method, rows, columns, rates):
+        row |= {"floor": least, "times_floor": seconds / least}
     if device != "cpu":
         row["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
     return row
@@ -260,7 +271,7 @@ def run_stages(folder: Path, sizes: dict[str, Any], device: str) -> dict[str, An
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         row[f"{name}_seconds"] = timed(call, device)[0]
-        row[f"{name}_plan_gib"] = need.tensors / GIB
+        row[f"{name}_plan_gib"] = (need.tensors if need.gpu_tensors is None else need.gpu_tensors) / GIB
         if device != "cpu":
             row[f"{name}_peak_gib"] = torch.cuda.max_memory_allocated() / GIB
 
