@@ -7,3 +7,7 @@
 #   snakemake --cores 1 status          how far it is, and how long the rest will take
 #   snakemake --cores 1 tidy            remove what finished runs no longer need
 include: "workflow/Snakefile"
+
+
+# What is made if nothing else is asked for: Snakemake forgets it at the end of an included file.
+workflow.default_target = rules.all.name
