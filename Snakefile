@@ -10,4 +10,4 @@ include: "workflow/Snakefile"
 
 
 # What is made if nothing else is asked for: Snakemake forgets it at the end of an included file.
-workflow.default_target = rules.all.name
+workflow.default_target = "all"
