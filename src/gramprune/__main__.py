@@ -109,7 +109,13 @@ def execute(typed: list[str]) -> None:
     ours = profiles / chosen.profile
     profile = ours if (ours / "profile.yaml").exists() else chosen.profile
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow / "Snakefile"), "--configfile", config]
-    os.execv(sys.executable, [*command, "--profile", str(profile), *options])
+    command += [
+        "--profile",
+        str(profile),
+        "--workflow-profile",
+        str((here if installed else ROOT) / "profiles/default"),
+    ]
+    os.execv(sys.executable, [*command, *options])
 
 
 def check(config: Path) -> None:
