@@ -102,7 +102,8 @@ def execute(typed: list[str]) -> None:
     config, options = (typed[0], typed[1:]) if typed and not typed[0].startswith("-") else ("config.yaml", typed)
     here = Path(__file__).parent
     installed = (here / "workflow").is_dir()
-    workflow, profiles = (here / "workflow", here / "profiles") if installed else (ROOT / "workflow", ROOT)
+    whole = here if installed else ROOT
+    workflow, profiles = whole / "workflow", here / "profiles" if installed else ROOT
     asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     asked.add_argument("--profile", default="local")
     chosen, options = asked.parse_known_args(options)
