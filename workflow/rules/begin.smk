@@ -17,9 +17,11 @@ from gramprune import interrupt
 from gramprune.errors import GrampruneError
 from gramprune.experiment import configfile
 
+IS_MODULE = len(workflow.modifier_stack) > 1  # of another workflow
+
 # Ctrl-C, which Snakemake expects only once jobs run: until the Snakefile is read there is nothing to put in order.
 # As a module of another workflow this one leaves both as they are.
-if not workflow.modifier.is_module:
+if not IS_MODULE:
     signal.signal(signal.SIGINT, interrupt.at_once)
     sys.excepthook = interrupt.last_words
 
@@ -33,14 +35,12 @@ def or_exit(check, *arguments, **options):
     try:
         return check(*arguments, **options)
     except GrampruneError as error:
-        if workflow.modifier.is_module:
+        if IS_MODULE:
             raise WorkflowError(f"gramprune: {error}")
         sys.exit(f"gramprune: {error}")
 
 
 # A module gets its configuration from the workflow that it is part of, which has read it.
-CONFIG_FILES = (
-    [] if workflow.modifier.is_module else workflow.configfiles or ["config.yaml"]
-)
+CONFIG_FILES = [] if IS_MODULE else workflow.configfiles or ["config.yaml"]
 for path in CONFIG_FILES:
     or_exit(configfile.read, path)

@@ -32,7 +32,8 @@ SETTINGS, LAYOUTS = or_exit(
     checks.check, config, planning="plan" in sys.argv, written_in=CONFIG_FILES
 )
 # Of this machine, where Snakemake shares its cores among the jobs; a cluster's jobs are given their own.
-cores = workflow.cores if workflow.local_exec and workflow.is_main_process else 1
+here = workflow.local_exec and workflow.is_main_process
+cores = workflow.resource_settings.cores if here else None
 SETTINGS = SETTINGS.model_copy(
     update={"threads": pipeline.threads(SETTINGS, LAYOUTS, cores or 1)}
 )

@@ -17,14 +17,16 @@ from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
 from gramprune.errors import GrampruneError, suggest
-from gramprune.evaluation.asked import Logits
 from gramprune.progress import Progress
 from gramprune.storage import files
+
+if TYPE_CHECKING:
+    from gramprune.evaluation.asked import Logits  # which imports torch: planning does not wait for that
 
 log = logging.getLogger(__name__)
 SEED = 1234  # lm-eval's own, for the choice of examples
