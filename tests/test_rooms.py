@@ -8,7 +8,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "src/gramprune"
 FLOORS = {
-    "errors": 0, "interrupt": 0, "progress": 1, "machine": 1, "": 1,
+    "errors": 0, "interrupt": 0, "home": 0, "progress": 1, "machine": 1, "": 1,
     "pruning": 2, "storage": 2,
     "model": 3, "text": 3, "evaluation": 3,
     "experiment": 4,

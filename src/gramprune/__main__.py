@@ -20,10 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gramprune import __version__, interrupt
+from gramprune import __version__, home, interrupt
 from gramprune.errors import GrampruneError
-
-ROOT = Path(__file__).parents[2]  # of a clone
 
 
 def main() -> None:
@@ -100,23 +98,12 @@ def begin(model: str, sparsity: list[str] | None, text: str | None, evaluation: 
 def execute(typed: list[str]) -> None:
     """Prune as a configuration says: a call of Snakemake with the workflow that belongs to this library."""
     config, options = (typed[0], typed[1:]) if typed and not typed[0].startswith("-") else ("config.yaml", typed)
-    here = Path(__file__).parent
-    installed = (here / "workflow").is_dir()
-    whole = here if installed else ROOT
-    workflow, profiles = whole / "workflow", here / "profiles" if installed else ROOT
     asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     asked.add_argument("--profile", default="local")
     chosen, options = asked.parse_known_args(options)
-    ours = profiles / chosen.profile
-    profile = ours if (ours / "profile.yaml").exists() else chosen.profile
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow / "Snakefile"), "--configfile", config]
-    command += [
-        "--profile",
-        str(profile),
-        "--workflow-profile",
-        str((here if installed else ROOT) / "profiles/default"),
-    ]
-    os.execv(sys.executable, [*command, *options])
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(home.snakefile()), "--configfile", config]
+    command += ["--profile", str(home.profile(chosen.profile) or chosen.profile)]
+    os.execv(sys.executable, [*command, "--workflow-profile", str(home.profile("default")), *options])
 
 
 def check(config: Path) -> None:

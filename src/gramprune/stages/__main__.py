@@ -22,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gramprune import machine
+from gramprune import home, machine
 from gramprune.errors import GrampruneError
 from gramprune.experiment.choice import ASKED
 from gramprune.storage import lock
@@ -56,14 +56,13 @@ def described(config: Path, words: dict[str, Any]) -> dict[str, Any]:
     Raises GrampruneError if there is no such job, if another Snakemake writes into the results, or if a file is missing
     that the job reads.
     """
-    places = [Path(name) for name in ("Snakefile", "workflow/Snakefile")]
-    if not any("describe_job" in path.read_text(encoding="utf-8") for path in places if path.exists()):
-        raise GrampruneError(f"{Path.cwd()} has no Snakefile of gramprune; type this where you type snakemake.")
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "job.json")
         asked = {ASKED: json.dumps({"answer": str(answer), "words": words})}
         # The report's job is named so that there is one: Snakemake looks at no Snakefile's `onstart` otherwise.
-        command = [sys.executable, "-m", "snakemake", "--cores", "all", "--quiet", "all", "--nolock", "-R", "report"]
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(home.snakefile())]
+        command += ["--workflow-profile", str(home.profile("default"))]
+        command += ["--cores", "all", "--quiet", "all", "--nolock", "-R", "report"]
         done = subprocess.run(
             [*command, "--configfile", str(config)], env={**os.environ, **asked}, capture_output=True, text=True
         )
