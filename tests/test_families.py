@@ -165,7 +165,7 @@ def prune_in_stages(folder, tokens, run, work, device="cpu"):
     common = {"model": manifest, "tokens": work / "tokens", "labels": {}, "code": "code", "device": device}
     common["metrics"] = work / "metrics.json"
 
-    seen = {"dtype": "auto", "accumulate": "float32", "experts": "routed", "min_tokens": 1}
+    seen = {"dtype": None, "accumulate": "float32", "experts": "routed", "min_tokens": 1}
 
     def captured(trail, block, before, weights, dense):
         at = {name: work / f"{trail}_{block}_{name}" for name in ("inputs", "gram")}
