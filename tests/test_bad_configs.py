@@ -70,7 +70,7 @@ WRONG = [
     (("calibration", "samples"), "0", "calibration.samples is 0; expected: greater than 0."),
     (("calibration", "seed"), None, "calibration.seed is empty; expected: a whole number."),
     ((*PERPLEXITY, "length"), "1", "evaluation.perplexity.length is 1; expected: greater than 1."),
-    (("threads",), "two", "threads is 'two'; expected: a whole number."),
+    (("threads",), "two", "threads: expected `auto` or a whole number above 0; found 'two'."),
     ((*RUN, "mask"), {"method": "ria", "power": True}, "runs[0].mask.power: True is not a number."),
     ((*RUN, "mask"), {"method": "ria", "power": "much"}, "runs[0].mask.power is 'much'; expected: a number."),
     ((*RUN, "mask"), {"method": "ria", "power": "inf"}, "runs[0].mask.power is inf; expected: a finite number."),

@@ -263,7 +263,7 @@ def test_a_weight_that_is_not_finite_is_named_wherever_it_is_read(tiny_model, tm
     def block():
         blocks, _ = open_blocks(folder)
         with blocks.loaded(1):
-            pass
+            blocks.forward(torch.zeros(1, 2, dtype=torch.int64))
 
     for read in (block, lambda: open_model(folder)):
         with pytest.raises(GrampruneError) as error:

@@ -140,7 +140,7 @@ def zamba(config, tokenizer, tmp_path_factory):
             "reconstruct": {"method": "block", "epochs": 2, "train": ["weights", "norms"]},
         }
     )
-    clone.write({**config, "model": str(folder / "model"), "runs": runs})
+    clone.write({**config, "model": str(folder / "model"), "dtype": "auto", "runs": runs})
     clone.run()
     return clone
 
