@@ -25,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
+from timing import timed
 
 import gramprune as gp
 from gramprune.pruning import joint, masks, methods, updates
@@ -122,17 +123,6 @@ def known(kind: str) -> list[str]:
     return methods.names({"joint": joint, "update": updates}[kind])
 
 
-def timed(call: Callable, device: str) -> tuple[float, Any]:
-    """Seconds of a call, and what it returned."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    result = call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started, result
-
-
 def layer(rows: int, columns: int, device: str) -> tuple[torch.Tensor, gp.Gram]:
     """Normal weights, and correlated inputs whose norms differ, on two tokens per input; made on the device."""
     generator = torch.Generator(device).manual_seed(0)
@@ -178,8 +168,8 @@ def same_gram(columns: int, device: str) -> dict[str, Any]:
     matrix, converted = (torch.zeros(columns, columns, device=device) for _ in range(2))
     accumulate(matrix, inputs)  # the first products start the libraries
     accumulate(converted, inputs.float())
-    seconds = timed(lambda: accumulate(matrix, inputs), device)[0]
-    before = timed(lambda: accumulate(converted, inputs.float()), device)[0]
+    seconds = timed(lambda: accumulate(matrix, inputs), device, 1)[0]
+    before = timed(lambda: accumulate(converted, inputs.float()), device, 1)[0]
     exact = 2 * (inputs.double().T @ inputs.double())
     apart = float((matrix - exact).abs().max() / exact.abs().max())
     return {"same": apart < 1e-5, "apart": apart, "seconds": seconds, "times_faster": before / seconds}
@@ -189,10 +179,10 @@ def measure(rates: dict[str, float], size: int, device: str) -> dict[str, Any]:
     """Operations and bytes per second, the best of three."""
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         one = torch.randn(size, size, device=device, dtype=dtype)
-        rates[name] = 2 * size**3 / min(timed(lambda one=one: one @ one, device)[0] for _ in range(3))
+        rates[name] = 2 * size**3 / timed(lambda one=one: one @ one, device)[0]
     one = torch.empty(64 * size, size, device=device)
     other = torch.empty_like(one)
-    rates["copied"] = 2 * one.nbytes / min(timed(lambda: other.copy_(one), device)[0] for _ in range(3))
+    rates["copied"] = 2 * one.nbytes / timed(lambda: other.copy_(one), device)[0]
     return {f"{name}_per_second": rate for name, rate in rates.items()}
 
 
@@ -202,7 +192,7 @@ def times(kind: str, method: str, rows: int, columns: int, rates: dict[str, floa
     gram = gp.Gram(gram.matrix, sums=gram.sums, tokens=gram.tokens)  # without what was looked at
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-    seconds, (_, new) = timed(lambda: pruned(kind, method, gp.Pattern.parse("0.6"), weight, gram), device)
+    seconds, (_, new) = timed(lambda: pruned(kind, method, gp.Pattern.parse("0.6"), weight, gram), device, 1)
     row = {"seconds": seconds, "error": gp.layer_error(weight, new, gram) / gp.layer_error(weight, 0 * weight, gram)}
     if least := floor(kind, method, rows, columns, rates):
         row |= {"floor": least, "times_floor": seconds / least}
@@ -218,7 +208,7 @@ def block(linears: list[tuple[int, int]], device: str) -> dict[str, Any]:
         weight, gram = layer(rows, columns, device)
         mask = gp.select_mask(weight, gram, pattern, "wanda")
         call = lambda w=weight, g=gram, m=mask: gp.refine_mask(w, g, m, pattern, "sparseswaps")  # noqa: E731
-        more, (_, stats) = timed(call, device)
+        more, (_, stats) = timed(call, device, 1)
         seconds, swaps = seconds + more, swaps + int(stats["swaps"].sum())
         proved += float(stats["certified"].double().mean()) / len(linears)
     return {"seconds": seconds, "swaps": swaps, "certified": proved}
@@ -270,7 +260,7 @@ def run_stages(folder: Path, sizes: dict[str, Any], device: str) -> dict[str, An
         if device != "cpu":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        row[f"{name}_seconds"] = timed(call, device)[0]
+        row[f"{name}_seconds"] = timed(call, device, 1)[0]
         row[f"{name}_plan_gib"] = (need.tensors if need.gpu_tensors is None else need.gpu_tensors) / GIB
         if device != "cpu":
             row[f"{name}_peak_gib"] = torch.cuda.max_memory_allocated() / GIB

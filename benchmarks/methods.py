@@ -13,7 +13,6 @@ Ratios, at 60 % by rows and at 2:4:
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
 from recipes import calibrated, observed
+from timing import timed
 
 import gramprune as gp
 from gramprune.pruning import joint, masks, methods, refine, updates
@@ -72,20 +72,6 @@ def real_layers(arguments: argparse.Namespace) -> list[tuple[str, torch.Tensor, 
     weights, grams, _ = observed(blocks, 0, calibrated(arguments, arguments.samples), [], None)
     first = {id(gram): name for name, (gram, _) in reversed(grams.items())}
     return [(name, weights[name], grams[name][0].matrix) for name in first.values()]
-
-
-def timed(call: Callable, device: str, repeats: int = 3) -> tuple[float, object]:
-    """Seconds of the fastest of some calls, and what the last returned."""
-    best = float("inf")
-    for _ in range(repeats):
-        if device != "cpu":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        result = call()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return best, result
 
 
 def ratios(name: str, weight: torch.Tensor, matrix: torch.Tensor, pattern: gp.Pattern, arguments) -> None:

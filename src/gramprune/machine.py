@@ -114,8 +114,11 @@ def forks_are_safe() -> bool:
 
 def gpu() -> str | None:
     """What this machine's first GPU is called, as far as that is known without torch; None where jobs see none."""
-    if not os.environ.get("CUDA_VISIBLE_DEVICES", "all"):
-        return None
+    return _first_gpu() if os.environ.get("CUDA_VISIBLE_DEVICES", "all") else None
+
+
+@cache  # planning asks for every job
+def _first_gpu() -> str | None:
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         with suppress(OSError):
             if found := re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE):
@@ -164,6 +167,7 @@ def device(wanted: str) -> str:
     return wanted
 
 
+@cache  # planning asks for every job
 def multiplies(dtype: str) -> bool:
     """Whether this machine's CPU has instructions for products of bfloat16 or float16, which take several times as
     long without; not known of other systems than Linux."""
@@ -171,6 +175,10 @@ def multiplies(dtype: str) -> bool:
     with suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
         return not wanted.isdisjoint(next(line for line in lines if re.match("flags|Features", line)).split())
     return False
+
+
+ITEM = 128
+"""Tokens that an automatic batch counts for an item of a task, whose length is not known before."""
 
 
 def batch(size: int | str, length: int, device: str) -> int:

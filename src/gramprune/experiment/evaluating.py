@@ -14,7 +14,6 @@ from gramprune.experiment.settings import Settings
 LOGITS = 100 * MIB  # a model's, in pieces; see `AT_ONCE` in model.logits
 HELD = GIB  # hidden states between blocks that stay in memory; see there
 ITEMS, ITEM_TOKENS = 2000, 512  # of a task: how many there are, and the longest, with four answers each
-ITEM = 128  # tokens that `batch_size: auto` takes for an item; see stages.tasks
 
 
 def perplexity(layout: dict[str, Any], settings: Settings) -> Need:
@@ -31,7 +30,7 @@ def tasks(layout: dict[str, Any], settings: Settings, name: str) -> Need:
     chosen = settings.tasks[name]
     device, items = resources.on(settings), chosen.limit or ITEMS
     size = resources.width(layout, settings, device, chosen.dtype)
-    batch = machine.batch(chosen.batch_size or settings.batch_size, ITEM, device)
+    batch = machine.batch(chosen.batch_size or settings.batch_size, machine.ITEM, device)
     length = min(ITEM_TOKENS, layout["context"] or ITEM_TOKENS)
     need = _evaluation(layout, settings, size, batch, length, items * len(chosen.tasks), name)
     return replace(need, base=need.base + LM_EVAL, start=12.0)

@@ -84,7 +84,7 @@ def perform(job: dict[str, Any]) -> None:
     machine.set_environment(job["online"])
     os.environ["OMP_NUM_THREADS"] = str(job["threads"])
     if job["gpus"]:
-        machine.claim_gpu()
+        machine.claim_gpu(job["gpus"])
     stage = getattr(import_module(job["module"]), job["function"])
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(job["threads"])

@@ -37,7 +37,7 @@ from gramprune.stages.pruned import (
     turned,
     write_metrics,
 )
-from gramprune.storage import artifacts
+from gramprune.storage import artifacts, files
 from gramprune.storage.artifacts import Artifact
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ def reconstruct_block(
     half = device != "cpu" and parents["inputs"].dtype(HIDDEN) == torch.bfloat16
     cast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half)
     aimed = parents.get("dense", parents["inputs"])
-    with _scratch(Path(output).with_name("aims.safetensors")) as path, cast:
+    with files.scratch_folder(Path(output).with_suffix(".aims")) as scratch, cast:
+        path = scratch / "aims.safetensors"
         with blocks.loaded(block) as module, regions(module, region, parents["weights"]) as given, torch.no_grad():
             look = partial(_outputs, blocks, given, parents["tokens"], aimed)
             _write_aims(path, look, samples, batch_size, f"dense {where}")
@@ -119,15 +120,6 @@ def reconstruct_block(
     first, best = result["losses"][0], result["losses"][result["best"]]
     write_metrics(metrics, "reconstruct", labels, started, rows, curve=result["losses"], best=result["best"])
     return f"loss {first:.4g} to {best:.4g} in epoch {result['best']} of {options['epochs']}"
-
-
-@contextmanager
-def _scratch(path: Path) -> Iterator[Path]:
-    """A file that is there for a while. Of a job that is killed it stays, and the next one writes over it."""
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _write_aims(path: Path, look: Outputs, samples: int, batch_size: int, what: str) -> None:

@@ -47,7 +47,7 @@ def evaluate_tasks(
     from gramprune.model.logits import open_logits
 
     started, device = time.monotonic(), machine.device(device)
-    batch_size = machine.batch(batch_size, 128, device)
+    batch_size = machine.batch(batch_size, machine.ITEM, device)
     manifest, fetched = manifest_of(model), files.read_json(tasks)
     folder = Path(checkpoint or manifest["folder"])
     loaded = zeroshot.load(settings["tasks"], fetched["folders"])

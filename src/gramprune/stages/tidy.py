@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 TENSORS = {
-    "inputs": ["inputs.safetensors", "aims.safetensors"],
+    "inputs": ["inputs.safetensors"],
     "scratch": ["gram.safetensors", "weights.safetensors", "reconstructed.safetensors", "masks/*.safetensors"],
 }
 LARGEST_HEADER = 100_000_000  # bytes; the format's own limit

@@ -66,28 +66,22 @@ def atomic_folder(
     """
     folder = Path(folder).resolve() if Path(folder).is_symlink() else Path(folder)
     record = record or folder / MARK
-    part = _temporary(folder)
-    with _said(folder, part):
-        try:
-            _remove_leftovers(folder)
-            part.mkdir(parents=True)
-            yield part
-            made = {path.name: _signature(path) for path in part.iterdir()}
-            ours = _recorded(record, folder)
-            if in_the_way := sorted(name for name in made.keys() - ours if os.path.lexists(folder / name)):
-                raise GrampruneError(
-                    f"{folder / in_the_way[0]} is in the way: gramprune has not made it, or it was changed since; move "
-                    "it, or delete it if you do not need it."
-                )
-            folder.mkdir(exist_ok=True)
-            _keep_record(record, {**ours, **made})
-            for name in ours:
-                (folder / name).unlink(missing_ok=True)
-            for name in sorted(made, key=last.__eq__):
-                os.replace(part / name, folder / name)
-            _keep_record(record, made)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    with scratch_folder(folder) as part:
+        yield part
+        made = {path.name: _signature(path) for path in part.iterdir()}
+        ours = _recorded(record, folder)
+        if in_the_way := sorted(name for name in made.keys() - ours if os.path.lexists(folder / name)):
+            raise GrampruneError(
+                f"{folder / in_the_way[0]} is in the way: gramprune has not made it, or it was changed since; move it, "
+                "or delete it if you do not need it."
+            )
+        folder.mkdir(exist_ok=True)
+        _keep_record(record, {**ours, **made})
+        for name in ours:
+            (folder / name).unlink(missing_ok=True)
+        for name in sorted(made, key=last.__eq__):
+            os.replace(part / name, folder / name)
+        _keep_record(record, made)
 
 
 @contextmanager
