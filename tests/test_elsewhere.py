@@ -46,7 +46,7 @@ IMPORTING = """
 configfile: "mine.yaml"
 
 module gramprune:
-    snakefile: {snakefile!r}
+    snakefile: {snakefile}
     config: config["pruning"]
 
 use rule * from gramprune as gramprune_*
@@ -62,15 +62,41 @@ rule zeros:
 """
 
 
-def test_another_workflow_has_it_as_a_module_with_its_own_configuration(small, tmp_path):
-    (tmp_path / "Snakefile").write_text(IMPORTING.format(snakefile=str(ROOT / "workflow/Snakefile")))
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"of the other": 1, "pruning": small}))
-    snakemake = [sys.executable, "-m", "snakemake", "--cores", "2"]
-    called(snakemake, tmp_path)
-    assert "wanda-0.5" in (tmp_path / "zeros.txt").read_text()
-    assert (tmp_path / "pruned/report.html").exists()
-    assert "Nothing to be done" in called(snakemake, tmp_path)
-    wrong = {**small, "runs": [{"recipe": "wonder", "sparsity": 0.5}]}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"pruning": wrong}))
+@pytest.fixture
+def importing(small, tmp_path):
+    """Command of a workflow that imports ours from a place, with our configuration under a key of its own."""
+
+    def written(snakefile: str, **changed) -> list[str]:
+        (tmp_path / "Snakefile").write_text(IMPORTING.format(snakefile=snakefile))
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"of the other": 1, "pruning": {**small, **changed}}))
+        return [sys.executable, "-m", "snakemake", "--cores", "2"]
+
+    return written
+
+
+LOCAL = repr(str(ROOT / "workflow/Snakefile"))
+
+
+def test_another_workflow_has_it_as_a_module_with_its_own_configuration(importing, tmp_path):
+    assert "gramprune_assemble" in called([*importing(LOCAL), "-n"], tmp_path)
+    snakemake = importing(LOCAL, runs=[{"recipe": "wonder", "sparsity": 0.5}])
     done = subprocess.run(snakemake, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "did you mean" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_another_workflow_has_it_as_a_module_from_a_repository(importing, tmp_path):
+    """Which Snakemake reads file by file, from git: here the host's name stands for a folder."""
+    called(["git", "clone", "--quiet", "--bare", str(ROOT), "host/someone/gramprune"], tmp_path)
+    commit = called(["git", "-C", "host/someone/gramprune", "rev-parse", "HEAD"], tmp_path).strip()
+    snakemake = importing(f'github("someone/gramprune", path="workflow/Snakefile", commit="{commit}")')
+    elsewhere = {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.file://{tmp_path}/host/.insteadOf",
+        "GIT_CONFIG_VALUE_0": "https://github.com/",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": str(ROOT / "src"),
+    }
+    called(snakemake, tmp_path, **elsewhere)
+    assert "wanda-0.5" in (tmp_path / "zeros.txt").read_text()
+    assert (tmp_path / "pruned/report.html").exists()
+    assert "Nothing to be done" in called(snakemake, tmp_path, **elsewhere)

@@ -1,4 +1,5 @@
 # Before anything else: the library, and the files of settings, before Snakemake reads them.
+import importlib.util
 import logging
 import os
 import signal
@@ -8,10 +9,24 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-# Of a clone; an installed package has the workflow inside.
-WORKFLOW = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent
-if (WORKFLOW.parent / "src").is_dir():
-    sys.path.insert(0, str(WORKFLOW.parent / "src"))
+# Of a clone; an installed package has the workflow inside. From a repository Snakemake fetches file by file, and of
+# scripts only those that rules name: what these import is fetched here, to the same folder.
+if workflow.current_basedir.is_local:
+    WORKFLOW = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent
+    SCRIPTS = WORKFLOW / "scripts"
+    if (WORKFLOW.parent / "src").is_dir():
+        sys.path.insert(0, str(WORKFLOW.parent / "src"))
+else:
+    fetched = [
+        workflow.source_path(f"../scripts/{name}.py")
+        for name in ("job", "warm", "work")
+    ]
+    SCRIPTS = Path(fetched[0]).parent
+    if importlib.util.find_spec("gramprune") is None:
+        raise WorkflowError(
+            "gramprune: the package gramprune is not installed in the environment that Snakemake runs in; "
+            "install it from the same repository with pip."
+        )
 
 from gramprune import interrupt
 from gramprune.errors import GrampruneError

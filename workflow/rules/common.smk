@@ -184,11 +184,10 @@ def describe_job():
     asked = json.loads(os.environ[choice.ASKED])
     key = or_exit(choice.one_job, pipeline.jobs(SETTINGS, LAYOUTS), **asked["words"])
     job = next(j for j in workflow.dag.jobs if j.log and choice.has_log(key, j.log[0]))
-    scripts = WORKFLOW / "scripts"
-    sys.path.append(str(scripts))
+    sys.path.append(str(SCRIPTS))
     from job import describe
 
-    told = describe(job, config, scripts / Path(job.rule.script).name)
+    told = describe(job, config, SCRIPTS / Path(job.rule.script).name)
     Path(asked["answer"]).write_text(json.dumps({**told, "results": SETTINGS.results}))
     sys.exit()
 
@@ -198,7 +197,7 @@ def start_warm_process():
     global warm_process
     deployed = workflow.deployment_settings.deployment_method
     if workflow.local_exec and not deployed and sys.platform == "linux":
-        sys.path.append(str(WORKFLOW / "scripts"))
+        sys.path.append(str(SCRIPTS))
         import warm
 
         socket = str(Path(workflow.snakemake_tmp_dir) / "warm")
