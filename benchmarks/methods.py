@@ -12,12 +12,14 @@ Ratios, at 60 % by rows and at 2:4:
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import tables
 import torch
 from recipes import calibrated, observed
 from timing import timed
@@ -26,6 +28,16 @@ import gramprune as gp
 from gramprune.pruning import joint, masks, methods, refine, updates
 
 PATTERNS = ("0.6", "2:4")
+COLUMNS = {
+    "linear": "",
+    "pattern": "",
+    "sparseswaps, s": ".2f",
+    "all pairs, s": ".1f",
+    "times faster": ".0f",
+    "admm / its products": ".2f",
+    "exact / admm": ".2f",
+    "pcg / admm": ".2f",
+}
 
 
 def main() -> None:
@@ -39,15 +51,22 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=int, default=3, help="on which all pairs are scored")
+    parser.add_argument("--keep", help="name of a file of results, for ratios")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    load, rows = os.getloadavg()[0], []
     shapes = arguments.shapes or (["1024x1024", "1024x4096"] if arguments.what == "ratios" else ["1024x1024"])
     layers = [(shape, *random_layer(*map(int, shape.split("x")), arguments.device)) for shape in shapes]
     if arguments.model:
         layers += real_layers(arguments)
     for name, weight, gram in layers:
         for pattern in map(gp.Pattern.parse, PATTERNS):
-            (ratios if arguments.what == "ratios" else times)(name, weight, gram, pattern, arguments)
+            if arguments.what == "ratios":
+                rows.append(ratios(name, weight, gram, pattern, arguments))
+            else:
+                times(name, weight, gram, pattern, arguments)
+    if rows:
+        tables.keep(arguments.keep, COLUMNS, rows, load=load)
 
 
 def random_layer(rows: int, columns: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,7 +93,8 @@ def real_layers(arguments: argparse.Namespace) -> list[tuple[str, torch.Tensor, 
     return [(name, weights[name], grams[name][0].matrix) for name in first.values()]
 
 
-def ratios(name: str, weight: torch.Tensor, matrix: torch.Tensor, pattern: gp.Pattern, arguments) -> None:
+def ratios(name: str, weight: torch.Tensor, matrix: torch.Tensor, pattern: gp.Pattern, arguments) -> list:
+    """A row of the table."""
     device = arguments.device
     mask = gp.select_mask(weight, matrix, pattern, "wanda")
     shape = f"{name} {weight.shape[0]}x{weight.shape[1]} {pattern}"
@@ -86,6 +106,13 @@ def ratios(name: str, weight: torch.Tensor, matrix: torch.Tensor, pattern: gp.Pa
     each, found = timed(lambda: [all_pairs(dense[r], mask[r], scaled, pattern.group) for r in rows], device, 1)
     same = all(torch.equal(found[r], refined[r]) for r in rows)
     plain = each / float(swaps[rows].sum() + len(rows)) * float(swaps.sum() + len(swaps))  # per swap: rows differ
+    row = [
+        f"{weight.shape[0]}×{weight.shape[1]} {name * ('x' not in name)}",
+        str(pattern),
+        seconds,
+        plain,
+        plain / seconds,
+    ]
     print(
         f"{shape}: sparseswaps {seconds:.2f} s, {swaps.double().mean():.1f} swaps per row, "
         f"{seconds / float(swaps.sum() + len(swaps)) * 1e6:.1f} µs each; all pairs {plain:.1f} s, "
@@ -114,10 +141,13 @@ def ratios(name: str, weight: torch.Tensor, matrix: torch.Tensor, pattern: gp.Pa
         update = lambda m=method, o=options: gp.update_weight(weight, gp.Gram(matrix), mask, m, **o)  # noqa: E731
         seconds, (new, stats) = timed(update, device)
         admm = admm or seconds
+        if not options:
+            row.append(seconds / (unit if method == "admm" else admm))
         error = gp.layer_error(weight, new, matrix) / none
         steps = f"-{stats['iterations']}" if "iterations" in stats else ""
         parts.append(f"{method}{steps} {seconds:.2f} s = {seconds / admm:.2f} x admm, error {error:.4f}")
     print(f"{shape}: admm = {admm / unit:.2f} x (factorisation + 20 products); " + "; ".join(parts), flush=True)
+    return row
 
 
 def all_pairs(weights: torch.Tensor, mask: torch.Tensor, scaled: torch.Tensor, group: int) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """What one run costs beside llm-compressor, from the text to the saved checkpoint: wall time and peak memory.
 
-    python benchmarks/peers.py --model FOLDER --calibration TEXT --peer PYTHON
+    python benchmarks/peers.py --model FOLDER --calibration TEXT --peer PYTHON [--keep NAME]
 
 --peer is a Python that has llmcompressor, in an environment of its own: its releases ask for other versions of
 transformers than ours. Measured with 0.14. A model is a folder; a text is a .txt, .jsonl or .parquet file.
@@ -12,6 +12,7 @@ times its wall time, eight runs that share what they can half of eight times its
 How: both start from files with nothing imported. Ours is `snakemake --cores N` until the checkpoint is there; its
 memory is that of the largest job. llm-compressor gets the very tokens that our calibration stage has written, and
 prunes block after block, as our runs do (its `sequential` pipeline). Nothing else may run: look at `uptime` first.
+`--keep` keeps the figures as a dated file of results.
 """
 
 import argparse
@@ -25,11 +26,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import tables
 import yaml  # comes with Snakemake
 from dag import clone
 
 PEERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
 EIGHT = [{"recipe": ["magnitude", "wanda", "ria", "sparsegpt"], "sparsity": [0.5, "2:4"], "propagation": "dense"}]
+COLUMNS = {
+    "": "",
+    "gramprune, s": ".0f",
+    "MiB": ",.0f",
+    "llm-compressor, s": ".0f",
+    "its MiB": ",.0f",
+    "time": ".2f",
+    "memory": ".2f",
+}
 PEER = """
 import json, resource, sys
 import torch
@@ -62,23 +73,29 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=1, help="of which the fastest counts")
+    parser.add_argument("--keep", help="name of a file of results")
     arguments = parser.parse_args()
-    print(f"load before: {os.getloadavg()[0]:.2f}; {arguments.cores} cores, {arguments.dtype}")
+    load = os.getloadavg()[0]
+    print(f"load before: {load:.2f}; {arguments.cores} cores, {arguments.dtype}", flush=True)
+    rows = []
+
+    def add(name: str, mine: tuple[float, int], peer: tuple[float, int]) -> None:
+        rows.append([name, *map(float, mine), *map(float, peer), mine[0] / peer[0], mine[1] / peer[1]])
+        print(*(each if isinstance(each, str) else f"{each:.2f}" for each in rows[-1]), flush=True)
+
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         clone(folder)
-        rows = []
+        peers = []
         for recipe in PEERS:
             mine = [ours(folder, arguments, [{"recipe": recipe, "sparsity": "2:4"}]) for _ in range(arguments.repeats)]
             tokens = next((folder / "results").rglob("calibration.safetensors"))
             peer = [theirs(folder, arguments, PEERS[recipe], tokens) for _ in range(arguments.repeats)]
-            rows.append((f"{recipe} 2:4", min(mine), min(peer)))
-        both = [sum(peer[0] for _, _, peer in rows) / len(rows), rows[0][2][1]]
-        rows.append(("eight runs, of eight", ours(folder, arguments, EIGHT), (8 * both[0], both[1])))
-    print(f"{'':22}{'gramprune':>18}{'llm-compressor':>18}{'time':>8}{'memory':>8}")
-    for name, mine, peer in rows:
-        shown = [f"{seconds:7.1f} s {mib:5} MiB" for seconds, mib in (mine, peer)]
-        print(f"{name:22}{shown[0]:>18}{shown[1]:>18}{mine[0] / peer[0]:8.2f}{mine[1] / peer[1]:8.2f}")
+            peers.append(min(peer))
+            add(f"{recipe} 2:4", min(mine), min(peer))
+        eight = 8 * sum(seconds for seconds, _ in peers) / len(peers), max(mib for _, mib in peers)
+        add("eight runs, of eight", ours(folder, arguments, EIGHT), eight)
+    tables.keep(arguments.keep, COLUMNS, rows, load=load)
 
 
 def ours(folder: Path, arguments: argparse.Namespace, runs: list[dict]) -> tuple[float, int]:

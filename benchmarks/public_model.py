@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import tables
 import yaml  # comes with Snakemake
 
 from gramprune.report.read import Results, read
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=[], help="of lm-eval, 500 items each")
     parser.add_argument("--dtype", default="float32", help="of forward passes; a CPU is slow in bfloat16")
     parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--keep", help="name of a file of results")
     arguments = parser.parse_args()
     arguments.results.mkdir(parents=True, exist_ok=True)
     config = arguments.results / "config.yaml"
@@ -65,7 +67,7 @@ def main() -> None:
     ]
     if status := subprocess.run(command, cwd=ROOT).returncode:
         sys.exit(status)
-    print(table(read(arguments.results / "results"), arguments.patterns))
+    tables.keep(arguments.keep, *table(read(arguments.results / "results"), arguments.patterns))
 
 
 def experiment(arguments: argparse.Namespace) -> dict:
@@ -102,32 +104,28 @@ def without_granularity(run: dict, pattern: str) -> dict:
     return {key: value for key, value in run.items() if key != "granularity" or ":" not in pattern}
 
 
-def table(results: Results, patterns: list[str]) -> str:
-    """As Markdown."""
-    rows = {row["run"]: row for row in results.rows}
-    dense = rows["dense"]["perplexity_evaluation"]
-    tasks = [name for name in rows["dense"] if name.startswith("acc_") and "stderr" not in name]
-    heads = ["", *(f"{p}{what}" for p in patterns for what in ("", ", excess", ", hours", ", MiB", *tasks))]
-    lines = [heads, ["---", *["--:"] * (len(heads) - 1)]]
-    lines.append(["dense", *len(patterns) * [f"{dense:.2f}", "0", "", "", *accuracies(rows["dense"], tasks)]])
+def table(results: Results, patterns: list[str]) -> tuple[dict[str, str], list[list]]:
+    """Columns with their formats, and rows."""
+    found = {row["run"]: row for row in results.rows}
+    dense = found["dense"]["perplexity_evaluation"]
+    tasks = [name for name in found["dense"] if name.startswith("acc_") and "stderr" not in name]
+    forms = {"": ".2f", ", excess": ".2f", ", hours": ".2f", ", MiB": ",.0f", **dict.fromkeys(tasks, ".1%")}
+    columns = {"": "", **{f"{pattern}{what}": form for pattern in patterns for what, form in forms.items()}}
+    rows = [["dense", *len(patterns) * [dense, 0.0, None, None, *(found["dense"][name] for name in tasks)]]]
     for run in RUNS:
         cells = [run]
         for pattern in patterns:
-            row, released = (rows.get(name_of(each, pattern)) for each in (run, RELEASED))
+            row, released = (found.get(name_of(each, pattern)) for each in (run, RELEASED))
             if row is None:
                 break
             excess = math.log(row["perplexity_evaluation"] / dense)
             excess /= math.log(released["perplexity_evaluation"] / dense)
-            hours = results.cost_of("model", row["run"])
-            cells += [f"{row['perplexity_evaluation']:.2f}", f"{excess:.2f}", f"{hours['hours']:.2f}" if hours else "–"]
-            cells += [f"{peak(results, row['run']):,}", *accuracies(row, tasks)]
+            cost = results.cost_of("model", row["run"])
+            cells += [row["perplexity_evaluation"], excess, cost["hours"] if cost else None, peak(results, row["run"])]
+            cells += [row[name] for name in tasks]
         if len(cells) > 1:
-            lines.append(cells)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def accuracies(row: dict, tasks: list[str]) -> list[str]:
-    return [f"{100 * row[name]:.1f} %" for name in tasks]
+            rows.append(cells)
+    return columns, rows
 
 
 def peak(results: Results, run: str) -> int:

@@ -34,6 +34,7 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+import tables
 import torch
 
 import gramprune as gp
@@ -118,6 +119,8 @@ def main() -> None:
     parser.add_argument("--layers", type=Path, help="CSV file for the layer errors of every linear")
     parser.add_argument("--only", default="", help="recipes whose name has this in it")
     parser.add_argument("--skip", help="but not those whose name has this in it")
+    parser.add_argument("--keep", help="name of a file of results")
+    parser.add_argument("--best", default="", choices=["row", "column", ""], help="mark the lowest figure of each")
     arguments = parser.parse_args()
     with TemporaryDirectory() as folder:
         if (name := str(arguments.model)) in DEMOS:
@@ -128,27 +131,24 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     patterns = [gp.Pattern.parse(text) for text in arguments.patterns]
+    show = partial(shown, arguments)
+    both = both_granularities(patterns)
     if arguments.what == "errors":
-        for cells in errors(arguments, patterns, layer_errors, measuring(arguments) if arguments.evaluation else None):
-            print(table(cells))
+        found = errors(arguments, patterns, layer_errors, measuring(arguments) if arguments.evaluation else None)
+        for cells, part, form in zip(found, ("", "-perplexity"), (".3f", ".2f"), strict=False):
+            show(cells, form, part)
     elif arguments.what == "perplexity":
-        print(table(perplexities(arguments, patterns, RECIPES, [arguments.samples])))
+        show(perplexities(arguments, patterns, RECIPES, [arguments.samples]))
     elif arguments.what == "named":
-        print(
-            table(
-                perplexities(
-                    arguments, both_granularities(patterns), list(map(recipe_named, NAMED)), [arguments.samples]
-                )
-            )
-        )
+        show(perplexities(arguments, both, list(map(recipe_named, NAMED)), [arguments.samples]))
     elif arguments.what == "granularity":
-        print(table(errors(arguments, patterns, granularity_errors)[0]))
+        show(errors(arguments, patterns, granularity_errors)[0], ".3f")
         if arguments.evaluation:
-            print(table(perplexities(arguments, both_granularities(patterns), BY_GRANULARITY, [arguments.samples])))
+            show(perplexities(arguments, both, BY_GRANULARITY, [arguments.samples]), part="-perplexity")
     elif arguments.what == "allocation":
-        print(table(allocations(arguments, patterns)))
+        show(allocations(arguments, patterns))
     else:
-        print(table(perplexities(arguments, patterns, OVER_SAMPLES, [16, 64, 256])))
+        show(perplexities(arguments, patterns, OVER_SAMPLES, [16, 64, 256]))
 
 
 def both_granularities(patterns: list[gp.Pattern]) -> list[gp.Pattern]:
@@ -165,12 +165,12 @@ def recipe_named(name: str) -> tuple[str, ...]:
     return keys["mask"], keys["refine"], keys["update"], keys["target"], name
 
 
-def table(cells: dict[str, dict[str, float]]) -> str:
-    """Rows of named cells as Markdown."""
-    columns = list(dict.fromkeys(name for row in cells.values() for name in row))
-    lines = [["", *columns], ["---"] * (len(columns) + 1)]
-    lines += [[name, *(f"{row[c]:.4g}" if c in row else "" for c in columns)] for name, row in cells.items()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def shown(arguments: argparse.Namespace, cells: dict[str, dict[str, float]], form: str = ".2f", part: str = "") -> None:
+    """Print rows of named cells, and keep them."""
+    columns = dict.fromkeys(name for row in cells.values() for name in row)
+    forms = {name: ".0f" if name.endswith(", s") else ".4f" if name.endswith(", zeros") else form for name in columns}
+    rows = [[name, *map(row.get, columns)] for name, row in cells.items()]
+    tables.keep(arguments.keep and f"{arguments.keep}{part}", {"": "", **forms}, rows, arguments.best)
 
 
 def texts_of(path: Path) -> list[str]:
