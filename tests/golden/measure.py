@@ -4,8 +4,9 @@
     python tests/golden/measure.py --accept    puts the new ones on record
 
 A change of the library that moves one must change the file, and so say it. A new method gets its rows by itself.
-Calibrated on the first bytes of the licence, evaluated on the next ones; Gram matrices are the dense model's. All is
-computed in float64, so that kernels and threads differ little; in transformers norms and rotary embeddings are float32.
+Calibrated on the first bytes of the licence, evaluated on the next ones; Gram matrices are the dense model's, but where
+a recipe needs what the pruned blocks before a block give. All is computed in float64, so that kernels and threads
+differ little; in transformers norms and rotary embeddings are float32.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ import torch
 
 import gramprune as gp
 from gramprune import machine
-from gramprune.pruning import allocation, joint, masks, methods, refine, updates
+from gramprune.pruning import allocation, joint, masks, methods, reconstruct, refine, updates
 
 HERE = Path(__file__).parent
 FIGURES = HERE / "figures.csv"
@@ -39,6 +41,13 @@ class Recipe(NamedTuple):
     refine: str = "none"
     update: str = "none"
     allocation: str = "uniform"
+    target: str = "own"
+    reconstruct: str = "none"
+
+    @property
+    def in_chain(self) -> bool:
+        """Whether a block is pruned on what the pruned blocks before it give."""
+        return self.target != "own" or self.reconstruct != "none"
 
 
 def recipes() -> list[Recipe]:
@@ -54,15 +63,20 @@ def recipes() -> list[Recipe]:
         ),
         *(Recipe(WARM, update=name) for name in methods.names(updates) if name != "none"),
         *(Recipe(WARM, allocation=name) for name in allocation.names()),
+        Recipe(WARM, update="exact", target="dense"),
+        Recipe(WARM, update="exact", target="dense", reconstruct="block"),
     ]
 
 
 class World(NamedTuple):
-    """The model in float64, its linears with their Gram matrices, and the text that it is measured on."""
+    """The model in float64, its linears with their inputs in the dense model, and the texts."""
 
     model: torch.nn.Module
-    linears: dict[str, tuple[torch.nn.Linear, gp.Gram]]
-    windows: torch.Tensor  # (windows, length)
+    linears: dict[str, torch.nn.Linear]
+    inputs: dict[str, torch.Tensor]  # of linears (tokens, in), and what blocks give (sequences, length, width)
+    grams: dict[str, gp.Gram]
+    calibration: torch.Tensor  # (sequences, length)
+    windows: torch.Tensor  # (windows, length), to measure perplexity on
 
 
 @torch.no_grad()
@@ -74,29 +88,46 @@ def world() -> World:
     model = AutoModelForCausalLM.from_pretrained(HERE / "model", dtype=torch.float64, attn_implementation="eager")
     text = torch.tensor(list(TEXT.read_bytes()[: LENGTH * (CALIBRATION + EVALUATION)])).view(-1, LENGTH)
     linears = {name: m for name, m in model.model.layers.named_modules() if isinstance(m, torch.nn.Linear)}
-    seen = {}
+    inputs = seen(model, text[:CALIBRATION])
+    return World(
+        model, linears, inputs, {name: gram_of(inputs[name], name) for name in linears}, *text.split(CALIBRATION)
+    )
+
+
+def seen(model: torch.nn.Module, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What linears get, by name, and what blocks give, by number."""
+    found = {}
+
+    def keep(module: torch.nn.Module, arguments: tuple, output: torch.Tensor, name: str) -> None:
+        found[name] = arguments[0].flatten(0, 1) if isinstance(module, torch.nn.Linear) else output
+
     hooks = [
-        linear.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0].flatten(0, 1)}))
-        for name, linear in linears.items()
+        module.register_forward_hook(partial(keep, name=name))
+        for name, module in model.model.layers.named_modules()
+        if isinstance(module, torch.nn.Linear) or name.isdecimal()
     ]
-    model(input_ids=text[:CALIBRATION])
+    model(input_ids=tokens)
     for hook in hooks:
         hook.remove()
-    tokens = LENGTH * CALIBRATION
-    grams = {name: gp.Gram(x.T @ x, name, sums=x.sum(dim=0), tokens=tokens) for name, x in seen.items()}
-    return World(model, {name: (linears[name], grams[name]) for name in linears}, text[CALIBRATION:])
+    return found
+
+
+def gram_of(inputs: torch.Tensor, name: str) -> gp.Gram:
+    """Of a linear's inputs (tokens, in)."""
+    return gp.Gram(inputs.T @ inputs, name, sums=inputs.sum(dim=0), tokens=len(inputs))
 
 
 def measure() -> Iterator[dict[str, str]]:
     """The rows of the file: the dense model, then every recipe with every pattern that it can have."""
     made = world()
-    dense = {name: linear.weight.detach().clone() for name, (linear, _) in made.linears.items()}
-    yield row(made, dense, "dense", Recipe("-", "-", "-", "-"))
+    dense = {name: linear.weight.detach().clone() for name, linear in made.linears.items()}
+    yield row(made, dense, "dense", Recipe(*"------"))
     for label, (value, granularity) in PATTERNS.items():
         pattern = gp.Pattern.parse(value, granularity)
         for recipe in recipes():
             if recipe.allocation == "uniform" or not pattern.group:
-                yield row(made, dense, label, recipe, pruned(made, dense, pattern, recipe))
+                make = pruned_in_chain if recipe.in_chain else pruned
+                yield row(made, dense, label, recipe, make(made, dense, pattern, recipe))
 
 
 def pruned(made: World, dense: dict[str, torch.Tensor], pattern: gp.Pattern, recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -105,11 +136,41 @@ def pruned(made: World, dense: dict[str, torch.Tensor], pattern: gp.Pattern, rec
     if recipe.allocation != "uniform":
         listed = [
             allocation.Linear(int(name.partition(".")[0]), name, dense[name], gram, pattern)
-            for name, (_, gram) in made.linears.items()
+            for name, gram in made.grams.items()
         ]
         shares = allocation.allocate(listed, recipe.allocation)
         patterns = {name: gp.Pattern.parse(share, pattern.granularity) for (_, name), share in shares.items()}
-    return {name: prune(dense[name], gram, patterns[name], recipe) for name, (_, gram) in made.linears.items()}
+    return {name: prune(dense[name], gram, patterns[name], recipe) for name, gram in made.grams.items()}
+
+
+def pruned_in_chain(
+    made: World, dense: dict[str, torch.Tensor], pattern: gp.Pattern, recipe: Recipe
+) -> dict[str, torch.Tensor]:
+    """The same, every block on what those before it give, with the dense model's outputs as target."""
+    put(made, dense)
+    for block in range(len(made.model.model.layers)):
+        members = {name: linear for name, linear in made.linears.items() if name.startswith(f"{block}.")}
+        with torch.no_grad():
+            given = seen(made.model, made.calibration)
+            for name, linear in members.items():
+                gram, cross = gram_of(given[name], name), given[name].T @ made.inputs[name]
+                linear.weight.copy_(prune(gp.retarget_weight(dense[name], gram, cross), gram, pattern, recipe))
+        if recipe.reconstruct == "block":
+            outputs = lambda numbers, b=str(block): [seen(made.model, made.calibration[numbers])[b]]  # noqa: E731
+            aims = lambda numbers, b=str(block): [made.inputs[b][numbers]]  # noqa: E731
+            weights = [linear.weight for linear in members.values()]
+            made.model.requires_grad_(False)
+            for weight in weights:
+                weight.requires_grad_(True)
+            reconstruct.train_kept(outputs, aims, weights, [w.detach() != 0 for w in weights], CALIBRATION, epochs=2)
+    return {name: linear.weight.detach().clone() for name, linear in made.linears.items()}
+
+
+@torch.no_grad()
+def put(made: World, weights: dict[str, torch.Tensor]) -> None:
+    """Give linears these weights."""
+    for name, linear in made.linears.items():
+        linear.weight.copy_(weights[name])
 
 
 def prune(weight: torch.Tensor, gram: gp.Gram, pattern: gp.Pattern, recipe: Recipe) -> torch.Tensor:
@@ -130,14 +191,14 @@ def row(
     new: dict[str, torch.Tensor] | None = None,  # None: the dense weights
 ) -> dict[str, str]:
     """Names and figures of a recipe; layer errors are relative to the outputs."""
+    put(made, dense if new is None else new)
     errors = []
-    for name, (linear, gram) in made.linears.items():
-        linear.weight.copy_(dense[name] if new is None else new[name])
+    for name, gram in made.grams.items():
         whole = gp.layer_error(dense[name], torch.zeros_like(dense[name]), gram)
-        errors.append(gp.layer_error(dense[name], linear.weight, gram) / whole)
+        errors.append(gp.layer_error(dense[name], made.linears[name].weight, gram) / whole)
     logits = made.model(input_ids=made.windows).logits[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), made.windows[:, 1:].flatten())
-    zeros = sum(int((linear.weight == 0).sum()) for linear, _ in made.linears.values())
+    zeros = sum(int((linear.weight == 0).sum()) for linear in made.linears.values())
     figures = {"perplexity": loss.exp(), "layer_error": sum(errors) / len(errors), "worst_error": max(errors)}
     named = {"pattern": pattern, **recipe._asdict(), "zeros": str(zeros)}
     return named | {name: f"{float(value):.9g}" for name, value in figures.items()}
