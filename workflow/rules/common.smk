@@ -204,5 +204,13 @@ def start_warm_process():
         os.environ[warm.ENVIRONMENT] = socket
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         workers = "GRAMPRUNE_WORKERS" in os.environ or not machine.forks_are_safe()
+        captures = any(
+            job.rule.name == "capture" for job in workflow.dag.needrun_jobs()
+        )
         # It ends when its pipe does, however Snakemake ends.
-        warm_process = warm.start(socket, "workers" if workers else "forks", **quiet)
+        warm_process = warm.start(
+            socket,
+            "workers" if workers else "forks",
+            "gramprune.stages.capture" if captures else "",
+            **quiet,
+        )

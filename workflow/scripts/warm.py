@@ -9,8 +9,8 @@ That other process is a fork of this one, which has imported what jobs need, whe
 has begun with a GPU must not be forked. There it is a worker, which imports, starts CUDA and claims a GPU for its first
 job, and does one job after the other; after one that fails, or is killed, the next job has another worker.
 
-    python warm.py FD HOW   an open socket that listens; `forks` or `workers`. Standard input stays open as long as this
-                            program is needed
+    python warm.py FD HOW [STAGE]   an open socket that listens; `forks` or `workers`; what forks import before any job
+                                    asks. Standard input stays open as long as this program is needed
 """
 
 import gc
@@ -40,7 +40,7 @@ IDLE = 2  # workers without a GPU that stay for later jobs; each has 400 MiB
 GRACE = 5  # seconds that a fork has for ending by itself
 
 
-def start(path: str, how: str = "forks", **pipes: Any) -> subprocess.Popen:
+def start(path: str, how: str = "forks", stage: str = "", **pipes: Any) -> subprocess.Popen:
     """Start the warm process, which lives until its standard input is closed; jobs may ask at once.
 
     The socket listens before the process has begun: a job that is sooner waits, and does not go without.
@@ -49,7 +49,7 @@ def start(path: str, how: str = "forks", **pipes: Any) -> subprocess.Popen:
         with short(path) as address:
             door.bind(address)
         door.listen()
-        program = [sys.executable, __file__, str(door.fileno()), how]
+        program = [sys.executable, __file__, str(door.fileno()), how, stage]
         return subprocess.Popen(program, stdin=subprocess.PIPE, pass_fds=[door.fileno()], **pipes)
 
 
@@ -102,12 +102,14 @@ def short(path: str) -> Iterator[str]:
         os.close(folder)
 
 
-def serve(listening: int, how: str) -> None:
+def serve(listening: int, how: str, stage: str = "") -> None:
     """Have every job that asks done, until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for Snakemake and jobs
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks: they answer by themselves
     machine.set_environment(online=False)
     gc.disable()
+    if stage and how == "forks":
+        load(stage)
     workers = Workers()
     with socket.socket(fileno=listening) as door:
         while sys.stdin not in (ready := select.select([door, sys.stdin, *workers.busy], [], [])[0]):
@@ -220,9 +222,8 @@ def labour(boss: socket.socket) -> NoReturn:
 def load(stage: str) -> None:
     """Import a stage, and what those that have a model import when they open it."""
     import_module(stage)
-    if "transformers" in sys.modules:
-        import_module("transformers.generation")
-        import_module("transformers.modeling_utils")
+    if "gramprune.model.loading" in sys.modules:
+        sys.modules["gramprune.model.loading"].prepare()
     gc.freeze()  # a fork that collects garbage would have a copy of every page that holds an object
 
 
@@ -268,4 +269,4 @@ def end_with(client: socket.socket, done: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), sys.argv[2])
+    serve(int(sys.argv[1]), *sys.argv[2:])

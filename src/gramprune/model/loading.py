@@ -12,6 +12,7 @@ import transformers
 from accelerate import init_empty_weights
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.auto import modeling_auto
 
 from gramprune import machine
@@ -26,6 +27,8 @@ LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 ADAPTER = "adapter_config.json"
 MADE = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn}
 """What parameters are made with."""
+FILLING = {"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_", "constant_", "fill_", "zero_"}
+"""What gives them values, of torch and of transformers."""
 ALIGNED = 64
 """Weights begin at multiples of so many bytes: the order of a product's sums depends on it."""
 LARGE = 2**24
@@ -71,15 +74,16 @@ def empty_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel
 
     Experts work one after the other, each as a product of its own, which can be seen.
     """
-    with init_empty_weights(include_buffers=False), NothingLarge():
+    with init_empty_weights(include_buffers=False), NoValues():
         return model_class(config)._from_config(config, dtype=dtype, experts_implementation="eager").eval()
 
 
-class NothingLarge(TorchFunctionMode):
-    """While it is active, what could only be a parameter is made without memory in the first place.
+class NoValues(TorchFunctionMode):
+    """While it is active, what could only be a parameter is made without memory, and none without memory is filled.
 
     accelerate makes each parameter before it drops the values, and the experts of one block may have 30 GB. Buffers
-    keep their values: none has so many numbers with a fraction.
+    keep their values: none has so many numbers with a fraction. To fill what has no memory takes torch half a
+    millisecond for each parameter, in every job.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -90,6 +94,10 @@ class NothingLarge(TorchFunctionMode):
             fractions = dtype.is_floating_point if isinstance(dtype, torch.dtype) else dtype is float
             if fractions and math.prod(size) > LARGE:
                 kwargs["device"] = "meta"
+        elif getattr(func, "__name__", "") in FILLING:
+            tensor = kwargs.get("tensor", args[0] if args else None)
+            if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+                return tensor
         return func(*args, **kwargs)
 
 
@@ -121,6 +129,16 @@ def open_model(folder: Path | str, dtype: str | None = None, device: str = "cpu"
         if not finite(parameter):
             raise GrampruneError(f"{folder}: {name} holds NaN or infinite values.")
     return (model if several else model.to(device)).eval(), tokenizer, str(chosen).removeprefix("torch.")
+
+
+def prepare() -> None:
+    """Import what models of any family need, and have transformers make its table of renamed keys.
+
+    Who starts several processes by forking does it once for all.
+    """
+    import transformers.models.llama.modeling_llama  # noqa: F401  # as good as another
+
+    get_checkpoint_conversion_mapping("")
 
 
 def missing(folder: Path, names: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Documents in a Parquet file: what `fetch_data` writes, and what later stages read piece by piece.
 
 A row is a document, or one of several consecutive pieces of a long one; joined they are the document. Of a file only a
-row group, a megabyte of text, is in memory at a time.
+few row groups, a megabyte of text each, are in memory at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from gramprune.text.read import LONGEST, Document
 
 PIECE = 1 << 14  # characters, or token ids, of a row
 GROUP = 1 << 20  # bytes of a row group
+HELD = 8  # row groups in memory
 GAP = re.compile(r"(?<=\S) (?=\S)")  # where tokenizers that split at spaces give the same tokens on both sides
 
 
@@ -115,11 +117,11 @@ class Documents(Sequence):
             self.kind: str = self.about["kind"]
             """text, messages or input_ids"""
             table = self._file.read(columns=["document", "bytes"])
-            numbers, sizes = (table.column(name).to_numpy() for name in ("document", "bytes"))
+            # As arrays in one piece: for those in several pyarrow imports pandas, which takes half a second.
+            numbers, sizes = (table.column(name).combine_chunks().to_numpy() for name in ("document", "bytes"))
             groups = [self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups)]
         self._groups = np.cumsum([0, *groups]).tolist()  # the first row of each, and the end
-        self._group = -1
-        self._held: list[Any] = []  # the row group in memory
+        self._group = lru_cache(HELD)(self._read)  # documents are asked for in random order
         self._begins = [*np.flatnonzero(np.diff(numbers, prepend=-1)).tolist(), len(numbers)]
         self._sizes = sizes.tolist()
         self._ranges = [rows for first, end in pairwise(self._begins) for rows in self._divided(first, end, piece)]
@@ -151,11 +153,11 @@ class Documents(Sequence):
 
     def _row(self, row: int) -> Any:
         group = bisect_right(self._groups, row) - 1
-        if group != self._group:
-            with _readable(self.path):
-                self._held = self._file.read_row_group(group, columns=[self.kind]).column(0).to_pylist()
-            self._group = group
-        return self._held[row - self._groups[group]]
+        return self._group(group)[row - self._groups[group]]
+
+    def _read(self, group: int) -> list[Any]:
+        with _readable(self.path):
+            return self._file.read_row_group(group, columns=[self.kind]).column(0).to_pylist()
 
 
 @contextmanager
