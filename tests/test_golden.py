@@ -19,7 +19,7 @@ def test_what_has_moved_is_said_with_old_new_and_by_how_much():
     new[2]["zeros"] = str(int(old[2]["zeros"]) + 1)
     new[3]["update"] = "another"
     perplexity, zeros, gone, come = measure.differences(old, new)
-    assert perplexity.startswith(f"dense - - - -: perplexity {old[0]['perplexity']} -> ")
+    assert perplexity.startswith(f"dense - - - - - -: perplexity {old[0]['perplexity']} -> ")
     assert perplexity.endswith("(+1.00e-04)")
     assert zeros.endswith(f"zeros {old[2]['zeros']} -> {new[2]['zeros']} (+1.09e-04)")
     assert (gone, come) == (f"{measure.name_of(old[3])}: gone", f"{measure.name_of(new[3])}: new")
