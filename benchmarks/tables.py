@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 PACKAGES = ("torch", "transformers", "snakemake")
-TABLE = re.compile(r"(?m)^<!-- (benchmarks/results/\S+\.json) -->\n\n?((?:\|.*\n)*)")
+TABLE = re.compile(r"(?m)^<!-- (benchmarks/results/\S+\.json) -->\n+(?:\|.*\n)*\n*")
 
 
 def main() -> None:
@@ -45,9 +45,8 @@ def documents() -> list[Path]:
 
 def filled(text: str) -> str:
     """A document with its tables as the files of results say."""
-    return TABLE.sub(
-        lambda found: f"<!-- {found[1]} -->\n\n{markdown(json.loads((ROOT / found[1]).read_text()))}\n", text
-    )
+    read = lambda name: json.loads((ROOT / name).read_text())  # noqa: E731
+    return TABLE.sub(lambda found: f"<!-- {found[1]} -->\n\n{markdown(read(found[1]))}\n\n", text)
 
 
 def markdown(kept: dict) -> str:
@@ -104,7 +103,7 @@ def keep(
 
 def plain(word: str) -> str:
     """A word of a command, without the folders of one machine."""
-    return "/".join(Path(word).parts[-2:]) if os.path.isabs(word) else word
+    return Path(word).name if os.path.isabs(word) else word
 
 
 def machine() -> dict:
