@@ -64,6 +64,7 @@ def main() -> None:
         str(arguments.cores),
         "--configfile",
         str(config.resolve()),
+        "--rerun-incomplete",  # of a run that was killed
     ]
     if status := subprocess.run(command, cwd=ROOT).returncode:
         sys.exit(status)

@@ -127,6 +127,8 @@ def gpu() -> Iterator[None]:
         patch("torch.cuda.memory_allocated", lambda device: 0),
         patch("torch.cuda.mem_get_info", lambda device: (FREE, FREE)),
         patch("torch.version.cuda", "pretended"),
+        # What an optimizer asks at every step; torch that was built for CUDA would ask the driver.
+        patch("torch.accelerator.current_accelerator", lambda check_available=False: None),
         patch("torch.tensor", tensor_there),
         patch("gramprune.model.blocks._disable_current_modes", alone),
         # Modules get parameters that say where they are, instead of new values in the old ones.
