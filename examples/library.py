@@ -24,6 +24,7 @@ if len(sys.argv) > 1:
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto")
     tokens = AutoTokenizer.from_pretrained(sys.argv[1])(text[:100_000], return_tensors="pt")["input_ids"][0]
 else:
+    torch.set_num_threads(1)  # its matrices are so small that several would wait for each other
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=256, tie_word_embeddings=True, **sizes))
     tokens = torch.tensor(list(text.encode()))

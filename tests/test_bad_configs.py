@@ -92,7 +92,7 @@ WRONG = [
     ((1,), "x", "expected: names, not numbers or the like, as keys."),
     (("dtype",), "fp16", "dtype is 'fp16'; did you mean 'float16'?"),
     (("keep",), False, "keep is False; did you mean"),
-    (("device",), "gpu", "device is 'gpu'; expected: text that matches ^(auto|cpu|cuda"),
+    (("device",), "gpu", "device is 'gpu'; expected: auto, cpu, cuda, or one GPU"),
     ((*RUN, "granularity"), "column", "runs[0].granularity is 'column'; Known: matrix, row."),
     ((*RUN, "mask"), {"method": None}, "runs[0].mask: there is no method 'None'"),
     (("model",), {"source": "demo", "revison": "main"}, "there is no setting 'revison'; did you mean 'revision'?"),

@@ -10,6 +10,7 @@ rule fetch_model:
         "<results>/logs/{model}/fetch_model.log",
     wildcard_constraints:
         model=one_of(name for name, model in MODELS.items() if model.kind != "demo"),
+    localrule: True
     conda:
         "../envs/gramprune.yaml"
     params:
@@ -43,6 +44,7 @@ rule fetch_data:
         data="<results>/data/{dataset}.parquet",
     log:
         "<results>/logs/data/{dataset}.log",
+    localrule: True
     conda:
         "../envs/gramprune.yaml"
     params:
@@ -59,6 +61,7 @@ rule fetch_tasks:
         tasks="<results>/data/tasks/{tasks}.json",
     log:
         "<results>/logs/data/tasks/{tasks}.log",
+    localrule: True
     conda:
         "../envs/gramprune.yaml"
     params:

@@ -4,6 +4,7 @@
 rule plan:
     log:
         "<results>/logs/plan.log",
+    localrule: True
     conda:
         "../envs/gramprune.yaml"
     params:
@@ -16,6 +17,7 @@ rule plan:
 rule status:
     log:
         "<results>/logs/status.log",
+    localrule: True
     conda:
         "../envs/gramprune.yaml"
     params:
@@ -28,6 +30,7 @@ rule status:
 rule tidy:
     log:
         "<results>/logs/tidy.log",
+    localrule: True
     conda:
         "../envs/gramprune.yaml"
     params:

@@ -26,7 +26,9 @@ def one_job(
     if what.endswith(".log"):
         found = [key for key in work if has_log(key, what)]
         if not found:
-            raise GrampruneError(f"no job of this experiment has the log {what}; name a stage, a run and a block.")
+            raise GrampruneError(
+                f"no job of this experiment has the log {what}; give its --configfile, or name stage, run and block."
+            )
         return found[0]
     of_stage = [key for key in work if key[0] == what]
     if not of_stage:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from gramprune.errors import shorter, suggest
-from gramprune.experiment.names import NAME
+from gramprune.experiment.names import DEVICE, NAME
 from gramprune.experiment.options import METHODS, Section, names_of
 
 EXPECTED = {
@@ -22,6 +22,7 @@ EXPECTED = {
     "invalid_key": "names, not numbers or the like, as keys",
 }
 NAMES = "letters without accents, digits, `.`, `_` and `-`, with a letter or digit first and no `.` last"
+DEVICES = "auto, cpu, cuda, or one GPU by its number, such as cuda:0"
 
 
 def sentence(error: Any, whole: type[Section]) -> str:
@@ -54,7 +55,7 @@ def sentence(error: Any, whole: type[Section]) -> str:
     if place and place[-1] in METHODS and "mapping" in expected:
         expected = "a method's name, or a mapping with `method`"
     elif kind == "string_pattern_mismatch":
-        expected = NAMES if context["pattern"] == NAME else f"text that matches {context['pattern']}"
+        expected = {NAME: NAMES, DEVICE: DEVICES}.get(context["pattern"], f"text that matches {context['pattern']}")
     elif kind == "string_type" and found is not None and not isinstance(found, list | dict):
         expected = "text; put it in quotes"
     said = "empty" if found is None else shorter(found)

@@ -13,6 +13,7 @@ from gramprune.errors import shorter
 from gramprune.storage.fingerprint import short
 
 NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?$"  # no dot at the end: some file systems drop it
+DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 LONGEST = 100  # characters of a name; files are named by it and more
 
 Name = Annotated[str, Field(pattern=NAME, max_length=LONGEST)]

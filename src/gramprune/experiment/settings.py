@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from gramprune.errors import GrampruneError, suggest
 from gramprune.experiment import mistakes, outputs, sweep
 from gramprune.experiment.inputs import EMBEDDED, Dataset, Model
-from gramprune.experiment.names import Name, Place, distinct, slug
+from gramprune.experiment.names import DEVICE, Name, Place, distinct, slug
 from gramprune.experiment.options import (
     AS_TEXT,
     AboveZero,
@@ -184,7 +184,7 @@ class Settings(Section):
         "auto",
         description="Of forward passes; auto is the checkpoint's, or float32 on a CPU without instructions for it.",
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field("auto", pattern=DEVICE, description="auto, cpu, cuda or cuda:N.")
     batch_size: Automatic = Field(
         "auto",
         description="Sequences or windows per forward pass; changes only rounding. auto: 1,024 tokens on a CPU, 16,384 "

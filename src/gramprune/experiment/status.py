@@ -38,7 +38,10 @@ def status(settings: Settings, layouts: dict[str, dict[str, Any]]) -> str:
     device = resources.likely_device(settings.device).upper()
     how = "by the times of what is done" if taken else f"estimated for one {device}: nothing is done yet"
     lines += ["", f"To do: {duration(total)} of work, {how}; {walls}; never less than {duration(chain)}."]
-    lines.append("A changed configuration may make more jobs necessary: `snakemake -n` lists them.")
+    lines.append(
+        "A changed configuration may make more jobs necessary, and a finished run needs none for deleted files: "
+        "`snakemake -n` lists those that will run."
+    )
     return "\n".join(lines)
 
 

@@ -67,7 +67,10 @@ def described(config: Path, words: dict[str, Any]) -> dict[str, Any]:
             [*command, "--configfile", str(config)], env={**os.environ, **asked}, capture_output=True, text=True
         )
         if not answer.exists():
-            said = (done.stderr + done.stdout).strip().removeprefix("gramprune: ")
+            said = (done.stderr + done.stdout).strip()
+            said = said[max(0, said.find("gramprune: ")) :].removeprefix(
+                "gramprune: "
+            )  # Snakemake's own words may come first
             raise GrampruneError(said or f"snakemake ended with {done.returncode} and said nothing.")
         job = json.loads(answer.read_text(encoding="utf-8"))
     lock.take(Path(job["results"]))
