@@ -120,7 +120,6 @@ def main() -> None:
     parser.add_argument("--only", default="", help="recipes whose name has this in it")
     parser.add_argument("--skip", help="but not those whose name has this in it")
     parser.add_argument("--keep", help="name of a file of results")
-    parser.add_argument("--best", default="", choices=["row", "column", ""], help="mark the lowest figure of each")
     arguments = parser.parse_args()
     with TemporaryDirectory() as folder:
         if (name := str(arguments.model)) in DEMOS:
@@ -170,7 +169,7 @@ def shown(arguments: argparse.Namespace, cells: dict[str, dict[str, float]], for
     columns = dict.fromkeys(name for row in cells.values() for name in row)
     forms = {name: ".0f" if name.endswith(", s") else ".4f" if name.endswith(", zeros") else form for name in columns}
     rows = [[name, *map(row.get, columns)] for name, row in cells.items()]
-    tables.keep(arguments.keep and f"{arguments.keep}{part}", {"": "", **forms}, rows, arguments.best)
+    tables.keep(arguments.keep and f"{arguments.keep}{part}", {"": "", **forms}, rows)
 
 
 def texts_of(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ empty line:
     <!-- benchmarks/results/2026-11-27-peers.json -->
 
 A file has `columns`, each with a format of Python's or "" for text, and `rows` of as many values; None is an empty
-cell. The lowest figures of a column or row may be marked: `best` is "column", "row" or "".
+cell.
 """
 
 import datetime
@@ -30,17 +30,15 @@ TABLE = re.compile(r"(?m)^<!-- (benchmarks/results/\S+\.json) -->\n+(?:\|.*\n)*\
 
 
 def main() -> None:
-    changed = {path: new for path in documents() if (new := filled(path.read_text())) != path.read_text()}
-    for path, text in changed.items():
-        print(f"{path.relative_to(ROOT)}: other figures than in benchmarks/results")
-        if "--check" not in sys.argv:
-            path.write_text(text)
-    sys.exit(bool(changed) and "--check" in sys.argv)
-
-
-def documents() -> list[Path]:
-    """Those that may show tables."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    check, changed = "--check" in sys.argv, False
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text()
+        if (new := filled(text)) != text:
+            changed = True
+            print(f"{path.relative_to(ROOT)}: other figures than in benchmarks/results")
+            if not check:
+                path.write_text(new)
+    sys.exit(check and changed)
 
 
 def filled(text: str) -> str:
@@ -53,8 +51,6 @@ def markdown(kept: dict) -> str:
     """The table of a file of results."""
     columns, rows = kept["columns"], kept["rows"]
     shown = [[cell(value, form) for value, form in zip(row, columns.values(), strict=True)] for row in rows]
-    for row, column in lowest(rows, kept.get("best", "")):
-        shown[row][column] = f"**{shown[row][column]}**"
     rule = ["--:" if form else "---" for form in columns.values()]
     return "\n".join("| " + " | ".join(line) + " |" for line in (list(columns), rule, *shown))
 
@@ -63,36 +59,15 @@ def cell(value: float | str | None, form: str) -> str:
     return "" if value is None else value if isinstance(value, str) else format(value, form)
 
 
-def lowest(rows: list[list], best: str) -> list[tuple[int, int]]:
-    """Places of the lowest figure of every row, or of every column; the dense model, in the first row, is not one."""
-    numbers = {
-        (r, c): value
-        for r, row in enumerate(rows)
-        for c, value in enumerate(row)
-        if isinstance(value, float) and row[0] != "dense"
-    }
-    axis = {"row": 0, "column": 1}.get(best)
-    if axis is None:
-        return []
-    lines = {place[axis] for place in numbers}
-    return [min((p for p in numbers if p[axis] == line), key=numbers.get) for line in sorted(lines)]
-
-
-def keep(
-    name: str | None, columns: dict[str, str], rows: list[list], best: str = "", load: float | None = None
-) -> None:
+def keep(name: str | None, columns: dict[str, str], rows: list[list], load: float | None = None) -> None:
     """Print a table and, with a name, keep its figures; `load` is what the machine did before."""
     kept = {
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", Path(sys.argv[0]).name, *map(plain, sys.argv[1:])]),
         "machine": {**machine(), "load_before": load},
-        "versions": {
-            "python": platform.python_version(),
-            **{p: version(p) for p in ("torch", "transformers", "snakemake")},
-        },
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "commit": commit(),
         "columns": columns,
-        "best": best,
         "rows": rows,
     }
     print(markdown(kept))

@@ -22,7 +22,7 @@ def tables() -> dict[str, list[list[str]]]:
                 name = comment[1]
                 found[name] = []
             elif name and line.startswith("|"):
-                found[name].append([cell.strip(" *") for cell in line.strip("|").split("|")])
+                found[name].append([cell.strip() for cell in line.strip("|").split("|")])
             elif line:
                 name = None
     return {name: [head, *rows] for name, (head, _, *rows) in found.items()}

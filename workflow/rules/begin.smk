@@ -12,21 +12,18 @@ from snakemake.logging import logger
 # Of a clone; an installed package has the workflow inside. From a repository Snakemake fetches file by file, and of
 # scripts only those that rules name: what these import is fetched here, to the same folder.
 if workflow.current_basedir.is_local:
-    WORKFLOW = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent
-    SCRIPTS = WORKFLOW / "scripts"
-    if (WORKFLOW.parent / "src").is_dir():
-        sys.path.insert(0, str(WORKFLOW.parent / "src"))
+    folder = Path(workflow.current_basedir.get_path_or_uri(secret_free=False)).parent
+    SCRIPTS = folder / "scripts"
+    if (folder.parent / "src").is_dir():
+        sys.path.insert(0, str(folder.parent / "src"))
+elif importlib.util.find_spec("gramprune"):
+    helpers = [f"../scripts/{name}.py" for name in ("job", "warm", "work")]
+    SCRIPTS = Path([workflow.source_path(helper) for helper in helpers][0]).parent
 else:
-    fetched = [
-        workflow.source_path(f"../scripts/{name}.py")
-        for name in ("job", "warm", "work")
-    ]
-    SCRIPTS = Path(fetched[0]).parent
-    if importlib.util.find_spec("gramprune") is None:
-        raise WorkflowError(
-            "gramprune: the package gramprune is not installed in the environment that Snakemake runs in; "
-            "install it from the same repository with pip."
-        )
+    raise WorkflowError(
+        "gramprune: the package gramprune is not installed in the environment that Snakemake runs in; "
+        "install it from the same repository with pip."
+    )
 
 from gramprune import interrupt
 from gramprune.errors import GrampruneError

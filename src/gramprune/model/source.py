@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from gramprune.errors import GrampruneError, first_line, suggest
 from gramprune.model import folder as folders
 from gramprune.model.demo import DEMOS
 
+log = logging.getLogger(__name__)
 SMALL = ("config.json", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "USE_POLICY*", "README.md")
 
 
@@ -27,13 +29,15 @@ def config(kind: str, source: str, revision: str | None) -> dict[str, Any]:
         raise GrampruneError(f"model: no model {source!r} is trained here; {suggest(source, DEMOS)}")
     from huggingface_hub import hf_hub_download
 
+    log.info("Model %s: its config.json is looked for in the hub's cache and on the hub.", source)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each try twice; the sentence below says it once
     try:
         path = Path(hf_hub_download(source, "config.json", revision=revision))
     except Exception as error:  # of a dozen kinds, by what is wrong with the name, the network or the rights
         raise GrampruneError(
             f"model: config.json of {source} (revision {revision or 'main'}) could not be fetched from the hub: "
-            f"{first_line(error)} If it is a folder, it is not there; if a hub id, check the name, your network "
-            "and, for gated models, `hf auth login`."
+            f"{first_line(error)} If a folder is meant, there is none of that name here; if a hub id, check the "
+            "name, your network and, for gated models, `hf auth login`."
         ) from error
     return folders.read_config(path.parent)
 

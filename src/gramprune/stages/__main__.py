@@ -68,9 +68,7 @@ def described(config: Path, words: dict[str, Any]) -> dict[str, Any]:
         )
         if not answer.exists():
             said = (done.stderr + done.stdout).strip()
-            said = said[max(0, said.find("gramprune: ")) :].removeprefix(
-                "gramprune: "
-            )  # Snakemake's own words may come first
+            said = said.partition("gramprune: ")[2] or said  # Snakemake's own words stand before it
             raise GrampruneError(said or f"snakemake ended with {done.returncode} and said nothing.")
         job = json.loads(answer.read_text(encoding="utf-8"))
     lock.take(Path(job["results"]))
