@@ -35,6 +35,20 @@ def test_a_hub_that_is_out_of_reach_is_said_in_one_sentence(clone, config, tmp_p
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+def test_a_hub_that_does_not_answer_is_said_in_one_sentence_when_text_is_fetched(clone, config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    there = {"hub": "org/nowhere", "documents": 10}
+    new = changed(config, lambda c: c.update(datasets={name: there for name in c["datasets"]}, results="unheard"))
+    name = next(iter(config["datasets"]))
+    done = clone.snakemake(f"unheard/data/{name}.parquet", config=new)
+    assert done.returncode != 0
+    assert "org/nowhere could not be found on the hub" in done.stderr and "Check its name" in done.stderr
+    assert "Traceback" not in done.stderr and "not foreseen" not in done.stderr
+
+
 def test_the_summary_command_prints_the_table_and_says_when_there_is_none(clone, tmp_path):
     command = [sys.executable, "-m", "gramprune", "summary"]
     done = subprocess.run([*command, "results"], cwd=clone.folder, capture_output=True, text=True, env=os.environ)

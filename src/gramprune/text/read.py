@@ -42,6 +42,7 @@ ROLES = {  # of messages that say `from` and `value`
     "function_response": "tool",
 }
 HOLDS = {"text": "text", "messages": "a conversation", "input_ids": "token ids"}
+REMEDY = " Check its name and your network, or give a local file as `path`."
 NO_TEMPLATE = "take an instruct model, add its chat_template.jinja, or set the dataset's `field` to one that holds text"
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -113,12 +114,13 @@ def revision(dataset: dict[str, Any]) -> str | None:
     if not dataset.get("hub") or "/" not in dataset["hub"]:
         return None
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return HfApi().dataset_info(dataset["hub"], revision=dataset.get("revision")).sha
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise GrampruneError(f"dataset {dataset['hub']} could not be found on the hub: {first_line(error)}") from error
+    except Exception as error:  # of a dozen kinds, as below
+        raise GrampruneError(
+            f"dataset {dataset['hub']} could not be found on the hub: {first_line(error)}{REMEDY}"
+        ) from error
 
 
 def _rows(dataset: dict[str, Any], name: str) -> Iterator[Row]:
@@ -158,7 +160,7 @@ def _hub(dataset: dict[str, Any], name: str) -> Iterator[Row]:
         raise
     except Exception as error:  # the library raises a dozen kinds for a wrong name or a missing network
         raise GrampruneError(
-            f"dataset {name}: {dataset['hub']} could not be fetched from the hub: {first_line(error)}"
+            f"dataset {name}: {dataset['hub']} could not be fetched from the hub: {first_line(error)}{REMEDY}"
         ) from error
 
 
