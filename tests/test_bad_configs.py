@@ -131,6 +131,18 @@ def test_a_wrong_setting_is_named_in_one_sentence(place, value, sentence):
     assert len(str(error.value)) < 600
 
 
+@pytest.mark.parametrize("place", [("model",), ("runs",), ("calibration", "dataset"), (*RUN, "sparsity")], ids=str)
+def test_a_misspelt_key_is_one_mistake_and_not_a_missing_one_too(place):
+    config = with_value((*place[:-1], f"{place[-1]}x"), "demo")
+    inside = config
+    for part in place[:-1]:
+        inside = inside[part]
+    del inside[place[-1]]
+    with pytest.raises(GrampruneError) as error:
+        settings.load(config, everything=True)
+    assert_sentence(error, f"there is no setting '{place[-1]}x'; did you mean {place[-1]!r}?")
+
+
 @pytest.mark.parametrize("config", [None, [], "demo"], ids=repr)
 def test_a_configuration_that_is_no_mapping_is_refused(config):
     with pytest.raises(GrampruneError) as error:

@@ -16,10 +16,16 @@ class GrampruneError(Exception):
 def suggest(found: str, allowed: Iterable[str]) -> str:
     """The nearest of `allowed` and the whole list, as the end of an error's sentence."""
     allowed = sorted(allowed)
-    folded = {word.lower(): word for word in allowed}
-    nearest = get_close_matches(found.lower(), folded, n=1, cutoff=0.5)
-    hint = f"did you mean {folded[nearest[0]]!r}? " if nearest else ""
+    meant = nearest(found, allowed)
+    hint = f"did you mean {meant!r}? " if meant else ""
     return f"{hint}Known: {', '.join(allowed)}."
+
+
+def nearest(found: str, allowed: Iterable[str]) -> str | None:
+    """The word of `allowed` that is most like `found`, if one is."""
+    folded = {word.lower(): word for word in allowed}
+    words = get_close_matches(found.lower(), folded, n=1, cutoff=0.5)
+    return folded[words[0]] if words else None
 
 
 def shorter(value: object) -> str:

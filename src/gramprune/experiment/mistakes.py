@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from gramprune.errors import shorter, suggest
+from gramprune.errors import nearest, shorter, suggest
 from gramprune.experiment.names import DEVICE, NAME
 from gramprune.experiment.options import METHODS, Section, names_of
 
@@ -60,6 +61,16 @@ def sentence(error: Any, whole: type[Section]) -> str:
         expected = "text; put it in quotes"
     said = "empty" if found is None else shorter(found)
     return f"config: {where + ' is ' if where else ''}{said}; expected: {expected}."
+
+
+def causes(found: Sequence[Any], whole: type[Section]) -> list[Any]:
+    """Pydantic's mistakes without missing keys that follow from others: misspelt ones, and what a recipe would give."""
+    keys = [each["loc"] for each in found if each["type"] == "extra_forbidden"]
+    meant = {(*place[:-1], nearest(str(place[-1]), _allowed_keys(whole, place[:-1]))) for place in keys}
+    recipes = {each["loc"][:-1] for each in found if each["loc"][-1:] == ("recipe",)}
+    return [
+        each for each in found if each["type"] != "missing" or not (each["loc"] in meant or each["loc"][:-1] in recipes)
+    ]
 
 
 def _is_tag(key: Any, part: Any) -> bool:

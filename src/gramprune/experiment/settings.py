@@ -381,9 +381,7 @@ def load(config: Any, everything: bool = False) -> Settings:
     try:
         return Settings.model_validate(config)
     except ValidationError as error:
-        found = error.errors() if everything else error.errors()[:1]
-        unknown = {each["loc"][:-1] for each in found if each["loc"][-1:] == ("recipe",)}  # says nothing of the mask
-        found = [each for each in found if each["type"] != "missing" or each["loc"][:-1] not in unknown]
+        found = mistakes.causes(error.errors(), Settings)[: None if everything else 1]
         said = dict.fromkeys(mistakes.sentence(_where_written(each, places), Settings) for each in found)
         raise GrampruneError("\n".join(said)) from error
 
