@@ -178,6 +178,23 @@ def test_after_a_killed_snakemake_its_messages_lead_to_the_end(broken):
 
 
 @pytest.mark.slow
+def test_a_terminated_snakemake_lets_its_job_finish_and_ends(broken):
+    """Whenever the signal comes: its own handler waits for a lock that it has itself while it takes a job's files."""
+    with broken.stopped() as (snakemake, job):
+        os.kill(job, signal.SIGCONT)
+        for _ in range(12000):
+            snakemake.terminate()
+            if snakemake.poll() is not None:
+                break
+            time.sleep(0.01)
+        assert snakemake.returncode not in (None, 0)
+    assert "exit after finishing currently running jobs" in broken.said and "Traceback" not in broken.said
+    assert (broken.folder / WEIGHTS).exists() and not (broken.folder / CHECKPOINT).exists()
+    broken.clone.run(TARGET)
+    broken.assert_mended(UPDATED)
+
+
+@pytest.mark.slow
 def test_a_job_that_outlives_its_snakemake_does_no_harm(broken):
     with broken.stopped() as (snakemake, job):
         snakemake.kill()

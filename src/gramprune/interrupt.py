@@ -1,15 +1,20 @@
-"""What Ctrl-C ends with where nothing has to be put in order: a word, and the exit status that shells give."""
+"""Signals: what Ctrl-C ends with where nothing has to be put in order, and how Snakemake hears the others."""
 
 import os
 import sys
-from types import TracebackType
-from typing import NoReturn
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
 
 INTERRUPTED = 130
 
 
 def at_once(number: int, _: object) -> NoReturn:
-    """A handler of SIGINT. It raises nothing: some libraries, while they are imported, make another error of that."""
+    """A handler of SIGINT: a word, and the exit status that shells give.
+
+    It raises nothing: some libraries, while they are imported, make another error of that.
+    """
     os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)
 
@@ -20,3 +25,11 @@ def last_words(kind: type[BaseException], error: BaseException, trace: Traceback
         return sys.__excepthook__(kind, error, trace)
     print("interrupted", file=sys.stderr)
     sys.exit(INTERRUPTED)
+
+
+def in_a_thread(handler: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:
+    """A handler of a signal, called beside what was interrupted.
+
+    Snakemake's handler of SIGTERM takes a lock; called on top of code that has this lock it would wait for ever.
+    """
+    return lambda number, frame: threading.Thread(target=handler, args=(number, frame)).start()
