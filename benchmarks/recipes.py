@@ -424,7 +424,7 @@ def pruned(weight: torch.Tensor, gram: gp.Gram, cross, pattern: gp.Pattern, reci
         return gp.prune_weight(weight, gram, pattern, method)[1]
     mask = gp.select_mask(weight, gram, pattern, method)
     mask, _ = gp.refine_mask(weight, gram, mask, pattern, refinement)
-    return gp.update_weight(weight, gram, mask, update)[0]
+    return gp.update_weight(weight, gram, mask, **({"method": update} if isinstance(update, str) else update))[0]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "granularity": "matrix",
         "reconstruct": "block",
     },
-    "fast": {"mask": "mrp", "update": "pcg"},
+    "fast": {"mask": "admm", "update": {"method": "pcg", "iterations": 10}},
     "magnitude": {"mask": "magnitude"},
     "wanda": {"mask": "wanda"},
     "ria": {"mask": "ria"},
@@ -31,7 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 SAID = {
     "best": "ALPS's mask, the optimum under it with the dense model as target, and blocks trained; minutes each",
-    "fast": "MRP's mask and conjugate gradients towards its optimum; seconds per block",
+    "fast": "ADMM's mask and a few conjugate gradients towards its optimum; seconds per block",
 }
 
 
