@@ -190,13 +190,16 @@ def _ranked(scores: Tensor, count: int, chosen: Tensor) -> None:
     """Fill what is `smallest`, by how many of its row go before each."""
     import torch
 
-    columns = scores.T.contiguous()
-    ranks = torch.zeros(columns.shape, dtype=torch.uint8, device=scores.device)
-    for place in range(1, len(columns)):
-        before = columns[:place] <= columns[place]  # (place, rows): the earlier ones that go before this one
-        ranks[place] += before.view(torch.uint8).sum(dim=0, dtype=torch.uint8)
-        ranks[:place] += ~before
-    torch.lt(ranks.T, count, out=chosen)
+    columns = scores.T.contiguous().unbind()
+    ranks = torch.zeros(scores.shape[::-1], dtype=torch.int8, device=scores.device)
+    each = ranks.unbind()
+    for later in range(1, len(columns)):
+        for earlier in range(later):
+            first = (columns[earlier] <= columns[later]).view(torch.int8)
+            each[later].add_(first)
+            each[earlier].sub_(first)
+    behind = torch.arange(len(columns) - 1, -1, -1, device=scores.device)  # what comes later goes first, unless counted
+    torch.lt(ranks.T, count - behind, out=chosen)
 
 
 def _selected(scores: Tensor, count: int, chosen: Tensor) -> None:

@@ -18,6 +18,7 @@ from gramprune.errors import GrampruneError
 from gramprune.pruning.gram import Gram
 
 DAMPING, WIDTH = 0.01, 128  # the authors' released code
+NARROW = 16  # columns that are settled one by one; those behind them in the block learn of it by one product
 
 
 def update(
@@ -52,6 +53,7 @@ def sweep(
     current = weight * gram.norms  # dead inputs: 0, so they are pruned first wherever the mask is chosen here
     mask = torch.empty_like(weight, dtype=torch.bool)
     width = -(-width // step) * step
+    narrow = NARROW if step == width else -(-NARROW // step) * step  # whatever is chosen together ends with it
     for start in range(0, weight.shape[1], width):
         here, behind = slice(start, start + width), slice(start + width, None)
         own = factor[here, here]
@@ -59,12 +61,15 @@ def sweep(
         # Transposed: what a column's step reads and writes then lies together, and a block fits the cache.
         block = current[:, here].T.contiguous()
         kept, errors = torch.empty_like(block, dtype=torch.bool), torch.empty_like(block)
-        for j in range(len(block)):
-            if j % step == 0:
-                some = slice(j, min(j + step, len(block)))
-                kept[some] = choose(start + some.start, start + some.stop, block[some].T, diagonal[some]).T
-            torch.div(block[j], diagonal[j], out=errors[j]).masked_fill_(kept[j], 0)
-            block[j + 1 :].addr_(own[j, j + 1 :], errors[j], alpha=-1)
+        for first in range(0, len(block), narrow):
+            last = min(first + narrow, len(block))
+            for j in range(first, last):
+                if j % step == 0:
+                    some = slice(j, min(j + step, len(block)))
+                    kept[some] = choose(start + some.start, start + some.stop, block[some].T, diagonal[some]).T
+                torch.div(block[j], diagonal[j], out=errors[j]).masked_fill_(kept[j], 0)
+                block[j + 1 : last].addr_(own[j, j + 1 : last], errors[j], alpha=-1)
+            block[last:].addmm_(own[first:last, last:].T, errors[first:last], alpha=-1)
         current[:, here], mask[:, here] = block.T, kept.T
         current[:, behind].addmm_(errors.T, factor[here, behind], alpha=-1)
     return gram.unscaled(current, weight, mask), mask, {"damping": damping}
