@@ -21,12 +21,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked
 ASK = """
 import os, sys, time
 sys.path.insert(0, {scripts!r})
-from job import process_start, warm
+from job import ask_warm, process_start
 request = {{
     "module": {module!r}, "function": {function!r}, "arguments": {arguments!r}, "where": "here", "log": "a.log",
     "threads": 1, "gpus": {gpus}, "online": False, "began": process_start(),
 }}
-print(warm.ask(request), *[request[key] for key in ("note",) if key in request], flush=True)
+print(ask_warm.ask(request), *[request[key] for key in ("note",) if key in request], flush=True)
 """
 
 
@@ -212,7 +212,7 @@ def test_an_interrupted_job_ends_with_its_fork_in_a_word(door, number):
 def test_memory_that_is_not_to_be_had_is_said_in_a_sentence(tmp_path, module, function, size):
     program = f"""
 import sys; sys.path.insert(0, {str(SCRIPTS)!r})
-import work; from importlib import import_module
+import ask_warm, work; from importlib import import_module
 work.large = lambda: import_module({module!r}).{function}({size})
 work.leave(work.work("work", "large", {{}}, "here", "a.log", 1, False, False, 0.0))
 """

@@ -1,6 +1,7 @@
-"""Signals: what Ctrl-C ends with where nothing has to be put in order, and how Snakemake hears the others."""
+"""Signals: what Ctrl-C ends with where nothing has to be put in order, and how jobs and Snakemake hear the others."""
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -25,6 +26,21 @@ def last_words(kind: type[BaseException], error: BaseException, trace: Traceback
         return sys.__excepthook__(kind, error, trace)
     print("interrupted", file=sys.stderr)
     sys.exit(INTERRUPTED)
+
+
+def as_ctrl_c(number: int, _: object) -> NoReturn:
+    """A handler for jobs of Ctrl-C, scancel or a time limit: what is half written goes, and what else comes is unheard.
+
+    Raises KeyboardInterrupt.
+    """
+    unheard()
+    raise KeyboardInterrupt
+
+
+def unheard() -> None:
+    """From now on nothing interrupts this process. Not SIG_IGN: Python says of a signal that waits that it raced."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
 
 
 def in_a_thread(handler: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:

@@ -198,10 +198,11 @@ def start_warm_process():
     deployed = workflow.deployment_settings.deployment_method
     if workflow.local_exec and not deployed and sys.platform == "linux":
         sys.path.append(str(SCRIPTS))
+        import ask_warm
         import warm
 
         socket = str(Path(workflow.snakemake_tmp_dir) / "warm")
-        os.environ[warm.ENVIRONMENT] = socket
+        os.environ[ask_warm.ENVIRONMENT] = socket
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         workers = "GRAMPRUNE_WORKERS" in os.environ or not machine.forks_are_safe()
         captures = any(

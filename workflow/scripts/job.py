@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import signal
 import time
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is begun yet: end without a word
 
-import warm  # noqa: E402
-from work import leave, work  # noqa: E402
+import ask_warm  # noqa: E402
 
 
 def execute(snakemake, stage: str, online: bool = False, **arguments) -> None:
@@ -37,12 +35,18 @@ def execute(snakemake, stage: str, online: bool = False, **arguments) -> None:
     if hasattr(snakemake, "told"):
         snakemake.told.update(request)
         return
-    status = None if online else warm.ask(request)
-    leave(work(**request) if status is None else status)
+    status = None if online else ask_warm.ask(request)
+    if status is None:
+        from work import leave, work
+
+        leave(work(**request))
+    os._exit(status)
 
 
 def describe(job, config: dict[str, Any], script: Path) -> dict[str, Any]:
     """What a job of Snakemake's graph would call. script: its rule's."""
+    import runpy
+
     names = ("input", "output", "params", "wildcards", "resources", "threads", "log")
     told: dict[str, Any] = {}
     job = SimpleNamespace(**{name: getattr(job, name) for name in names}, rule=job.rule.name, config=config, told=told)

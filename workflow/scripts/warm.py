@@ -21,23 +21,18 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
-from work import interrupt, leave, unheard, work
+from ask_warm import GRACE, STARTED, short
+from work import leave, work
 
-from gramprune import machine
-from gramprune.interrupt import INTERRUPTED
+from gramprune import interrupt, machine
 
-ENVIRONMENT = "GRAMPRUNE_WARM"  # where jobs find the socket
-STARTED = b"+"
 IDLE = 2  # workers without a GPU that stay for later jobs; each has 400 MiB
-GRACE = 5  # seconds that a fork has for ending by itself
 
 
 def start(path: str, how: str = "forks", stage: str = "", **pipes: Any) -> subprocess.Popen:
@@ -51,55 +46,6 @@ def start(path: str, how: str = "forks", stage: str = "", **pipes: Any) -> subpr
         door.listen()
         program = [sys.executable, __file__, str(door.fileno()), how, stage]
         return subprocess.Popen(program, stdin=subprocess.PIPE, pass_fds=[door.fileno()], **pipes)
-
-
-def ask(request: dict[str, Any]) -> int | None:
-    """Have a fork do a job (the arguments of `work`) and return its status, or None if there is no warm process.
-
-    If there should be one, the request gets a note that says so.
-    """
-    if ENVIRONMENT not in os.environ:
-        return None
-    with socket.socket(socket.AF_UNIX) as server, tempfile.TemporaryFile("w+") as file:
-        json.dump({**request, "folder": os.getcwd(), "environment": dict(os.environ)}, file)
-        file.flush()
-        try:
-            with short(os.environ[ENVIRONMENT]) as address:
-                server.connect(address)
-            socket.send_fds(server, [f"{request['gpus']} {request['module']}".encode()], [file.fileno(), 1, 2])
-            if server.recv(1) != STARTED:
-                raise ConnectionError("it has ended")
-        except OSError as error:  # as when something cannot be imported: this process will say what
-            request["note"] = f"starts by itself, seconds slower: no warm process answers ({error.strerror or error})"
-            return None
-        status = answer(server)
-    if not status:
-        os.kill(os.getpid(), signal.SIGKILL)  # as happened to the fork
-    return status[0]
-
-
-def answer(server: socket.socket) -> bytes:
-    """The fork's status; if this process is to end, so is the fork, which has a few seconds to remove what it began."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
-    try:
-        return server.recv(1)
-    except KeyboardInterrupt:
-        server.shutdown(socket.SHUT_WR)
-        server.settimeout(2 * GRACE)
-        with suppress(OSError):
-            server.recv(1)
-        return bytes([INTERRUPTED])
-
-
-@contextmanager
-def short(path: str) -> Iterator[str]:
-    """A socket's address in 107 bytes, which is all that it may have, however long its folder's path is."""
-    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{folder}/{os.path.basename(path)}"
-    finally:
-        os.close(folder)
 
 
 def serve(listening: int, how: str, stage: str = "") -> None:
@@ -230,7 +176,7 @@ def load(stage: str) -> None:
 def attend(client: socket.socket, request: int, stdout: int, stderr: int) -> int:
     """Do what is asked for, as the process would that asks, and answer; the status."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+        signal.signal(number, interrupt.as_ctrl_c)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
@@ -243,13 +189,13 @@ def attend(client: socket.socket, request: int, stdout: int, stderr: int) -> int
     try:
         client.sendall(STARTED)
     except OSError:  # who asked has ended
-        return INTERRUPTED
+        return interrupt.INTERRUPTED
     done = threading.Event()
     threading.Thread(target=end_with, args=(client, done), daemon=True).start()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(asked["threads"])
     status = work(**asked)
-    unheard()  # who asked may end as soon as it knows
+    interrupt.unheard()  # who asked may end as soon as it knows
     done.set()
     with suppress(OSError):  # who asked has ended
         client.sendall(bytes([status]))

@@ -10,15 +10,11 @@ import signal
 import sys
 import time
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))  # the library need not be installed
-
-from gramprune import machine
+from gramprune import interrupt, machine
 from gramprune.errors import GrampruneError
 from gramprune.experiment import measured
-from gramprune.interrupt import INTERRUPTED
 
 MIB = 1 << 20
 
@@ -37,7 +33,7 @@ def work(
 ) -> int:
     """Do a job in this process, in which nothing else is done; its exit status."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+        signal.signal(number, interrupt.as_ctrl_c)
     handlers: list[logging.Handler] = []
     logging.raiseExceptions = False  # on a full disk the stage says so: a log that cannot be written adds nothing
     with contextlib.suppress(OSError):
@@ -70,7 +66,7 @@ def work(
         return 1
     except (KeyboardInterrupt, SystemExit):
         logger.error("%s: interrupted", where)
-        return INTERRUPTED
+        return interrupt.INTERRUPTED
     except BaseException as error:
         if (lack := lacks_memory(error)) is None:
             logger.exception("gramprune: %s failed in a way that was not foreseen", where)
@@ -91,18 +87,6 @@ def is_screen(file: int) -> bool:
     except OSError:  # it is closed
         return False
     return os.environ.get("GRAMPRUNE_SCREEN") == f"{found.st_dev}:{found.st_ino}"
-
-
-def interrupt(number: int, _: Any) -> NoReturn:
-    """Of Ctrl-C, scancel or a time limit: files that are half written go, and what comes meanwhile is not heard."""
-    unheard()
-    raise KeyboardInterrupt
-
-
-def unheard() -> None:
-    """From now on nothing interrupts this process. Not SIG_IGN: Python says of a signal that waits that it raced."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
 
 
 def lacks_memory(error: BaseException) -> str | None:

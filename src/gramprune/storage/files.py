@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +205,8 @@ def read_json(path: Path | str) -> Any:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that can change a result, read without importing them."""
+    from importlib.metadata import PackageNotFoundError, version  # every job imports this module; few ask this
+
     found = {}
     for package in ("gramprune", "torch", "transformers", "tokenizers"):
         try:
