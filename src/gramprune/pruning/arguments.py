@@ -6,6 +6,7 @@ patterns are known without it.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from inspect import signature
@@ -61,11 +62,18 @@ def typed(value: Any, name: str, *kinds: type) -> Any:
     """
     for kind in kinds:
         if kind in NUMBERS:
-            if isinstance(value, NUMBERS[kind]) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+            if isinstance(value, NUMBERS[kind]) and not isinstance(value, bool) and _is_finite(value):
                 return kind(value)
         elif kind not in KINDS or isinstance(value, kind):
             return value
     raise GrampruneError(f"{name} is {described(value)}; expected {' or '.join(KINDS[kind] for kind in kinds)}.")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def options(function: Callable, given: dict[str, Any], method: str) -> dict[str, Any]:
