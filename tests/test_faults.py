@@ -75,7 +75,7 @@ class Copy:
     def stopped(self, *targets: str):
         """Snakemake at work and the process of its first job, held while its output is half written."""
         with open(self.folder / "said", "w") as said:
-            pipes = {"stdout": said, "stderr": subprocess.STDOUT, "preexec_fn": lambda: os.nice(19)}  # we look often
+            pipes = {"stdout": said, "stderr": subprocess.STDOUT, "preexec_fn": lambda: os.nice(5)}  # we look often
             snakemake = self.clone.start(*(targets or [TARGET]), **pipes)
         job = None
         try:
