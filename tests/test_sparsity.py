@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from problems import PATTERNS, assert_sentence
 
 from gramprune import GrampruneError, Pattern
-from gramprune.pruning.sparsity import smallest
+from gramprune.pruning.sparsity import MANY, smallest
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -38,6 +38,8 @@ def test_a_mask_has_exactly_the_requested_zeros_at_the_smallest_scores_and_ties_
     mask = Pattern.parse(*pattern).mask(scores)
     assert mask.dtype == torch.bool
     assert torch.equal(mask, reference.mask(scores, pattern))
+    if pattern[1] == "row":  # many rows may be chosen from in another way
+        assert torch.equal(Pattern.parse(*pattern).mask(scores.repeat(MANY, 1)), mask.repeat(MANY, 1))
     Pattern.parse(*pattern).check_mask(mask, "layer")
 
 
@@ -52,17 +54,19 @@ def test_scores_cast_to_half_precision_tie_but_the_count_stays_exact(value, gran
     assert torch.equal(pattern.mask(scores), pattern.mask(scores.float()))
 
 
-def test_ties_are_pruned_from_the_first_index_on():
-    scores = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0, -0.0]])
-    assert smallest(scores, 1).int().tolist() == [[0, 0, 0, 0, 1, 0]]  # −0 equals 0
-    assert smallest(scores, 4).int().tolist() == [[0, 1, 1, 0, 1, 1]]
-    assert smallest(scores, 0).int().tolist() == [[0, 0, 0, 0, 0, 0]]
-    assert smallest(scores, 6).int().tolist() == [[1, 1, 1, 1, 1, 1]]
+@pytest.mark.parametrize("rows", [1, MANY])
+def test_ties_are_pruned_from_the_first_index_on(rows):
+    scores = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0, -0.0]]).repeat(rows, 1)
+    assert smallest(scores, 1).int().tolist() == rows * [[0, 0, 0, 0, 1, 0]]  # −0 equals 0
+    assert smallest(scores, 4).int().tolist() == rows * [[0, 1, 1, 0, 1, 1]]
+    assert smallest(scores, 0).int().tolist() == rows * [[0, 0, 0, 0, 0, 0]]
+    assert smallest(scores, 6).int().tolist() == rows * [[1, 1, 1, 1, 1, 1]]
 
 
-def test_infinite_scores_are_pruned_last():
-    scores = torch.tensor([[float("inf"), 1.0, float("inf"), 2.0]])
-    assert Pattern.parse(0.75).mask(scores).int().tolist() == [[0, 0, 1, 0]]
+@pytest.mark.parametrize("rows", [1, MANY])
+def test_infinite_scores_are_pruned_last(rows):
+    scores = torch.tensor([[float("inf"), 1.0, float("inf"), 2.0]]).repeat(rows, 1)
+    assert Pattern.parse(0.75).mask(scores).int().tolist() == rows * [[0, 0, 1, 0]]
 
 
 def test_groups_are_neighbours_along_the_input():

@@ -212,7 +212,7 @@ def test_an_interrupted_job_ends_with_its_fork_in_a_word(door, number):
 def test_memory_that_is_not_to_be_had_is_said_in_a_sentence(tmp_path, module, function, size):
     program = f"""
 import sys; sys.path.insert(0, {str(SCRIPTS)!r})
-import ask_warm, work; from importlib import import_module
+import work; from importlib import import_module
 work.large = lambda: import_module({module!r}).{function}({size})
 work.leave(work.work("work", "large", {{}}, "here", "a.log", 1, False, False, 0.0))
 """

@@ -17,7 +17,10 @@ if workflow.current_basedir.is_local:
     if (folder.parent / "src").is_dir():
         sys.path.insert(0, str(folder.parent / "src"))
 elif importlib.util.find_spec("gramprune"):
-    helpers = [f"../scripts/{name}.py" for name in ("job", "ask_warm", "warm", "work")]
+    helpers = [
+        f"../scripts/{name}.py"
+        for name in ("job", "ask_warm", "library", "warm", "work")
+    ]
     SCRIPTS = Path([workflow.source_path(helper) for helper in helpers][0]).parent
 else:
     raise WorkflowError(

@@ -7,14 +7,12 @@ import json
 import os
 import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))  # the library need not be installed
+import library  # noqa: F401
 
 from gramprune import interrupt
 

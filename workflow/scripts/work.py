@@ -12,6 +12,8 @@ import time
 from importlib import import_module
 from typing import Any, NoReturn
 
+import library  # noqa: F401
+
 from gramprune import interrupt, machine
 from gramprune.errors import GrampruneError
 from gramprune.experiment import measured
@@ -44,8 +46,8 @@ def work(
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
     logger = logging.getLogger("gramprune")
     logging.captureWarnings(True)
-    for library in ("httpx", "datasets", "filelock", "fsspec", "urllib3"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    for name in ("httpx", "datasets", "filelock", "fsspec", "urllib3"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     if note:
         logger.warning("%s: %s", where, note)
     try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GRANULARITIES = ("row", "matrix")
-FEW = 16  # candidates of which each one's rank is counted
+FEW, MANY = 16, 2048  # candidates of which each one's rank is counted, in at least so many rows
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ def smallest(
 ) -> Tensor:
     """(rows, n) bool: exactly `count` True per row, at the smallest scores; ties go to the lowest index.
 
-    A selection and a count of ties instead of a sort: linear time, and the same on every device. In rows of few, as the
-    groups of N:M are, each one's rank is counted, in less than half the time.
+    A selection and a count of ties instead of a sort: linear time, and the same on every device. In many rows of few,
+    as the groups of N:M are, each one's rank is counted, in half the time or less.
     """
     import torch
 
@@ -179,7 +179,7 @@ def smallest(
     chosen = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     if count <= 0:
         return chosen
-    choose = _ranked if scores.shape[1] <= FEW else _selected
+    choose = _ranked if scores.shape[1] <= FEW and len(scores) >= MANY else _selected
     piece = rows_per_piece(scores)
     for part, result in zip(scores.split(piece), chosen.split(piece), strict=True):
         choose(part, count, result)
@@ -190,16 +190,13 @@ def _ranked(scores: Tensor, count: int, chosen: Tensor) -> None:
     """Fill what is `smallest`, by how many of its row go before each."""
     import torch
 
-    columns = scores.T.contiguous().unbind()
-    ranks = torch.zeros(scores.shape[::-1], dtype=torch.int8, device=scores.device)
-    each = ranks.unbind()
-    for later in range(1, len(columns)):
-        for earlier in range(later):
-            first = (columns[earlier] <= columns[later]).view(torch.int8)
-            each[later].add_(first)
-            each[earlier].sub_(first)
-    behind = torch.arange(len(columns) - 1, -1, -1, device=scores.device)  # what comes later goes first, unless counted
-    torch.lt(ranks.T, count - behind, out=chosen)
+    columns = scores.T.contiguous()
+    ranks = torch.zeros(columns.shape, dtype=torch.uint8, device=scores.device)
+    for place in range(1, len(columns)):
+        before = columns[:place] <= columns[place]  # (place, rows): the earlier ones that go before this one
+        ranks[place] += before.view(torch.uint8).sum(dim=0, dtype=torch.uint8)
+        ranks[:place] += ~before
+    torch.lt(ranks.T, count, out=chosen)
 
 
 def _selected(scores: Tensor, count: int, chosen: Tensor) -> None:

@@ -53,7 +53,8 @@ def sweep(
     current = weight * gram.norms  # dead inputs: 0, so they are pruned first wherever the mask is chosen here
     mask = torch.empty_like(weight, dtype=torch.bool)
     width = -(-width // step) * step
-    narrow = NARROW if step == width else -(-NARROW // step) * step  # whatever is chosen together ends with it
+    # What is chosen together must know of all columns before it: it is a whole block, or lies between two products.
+    narrow = NARROW if step == width else -(-NARROW // step) * step
     for start in range(0, weight.shape[1], width):
         here, behind = slice(start, start + width), slice(start + width, None)
         own = factor[here, here]
